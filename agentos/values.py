@@ -1,0 +1,104 @@
+"""Arguments and results as bytes: msgpack and a closed set of extension types. Never pickle (ADR 0004).
+
+Both ends are this module, so what goes in comes out equal: None, bool, int (any size), float, str, bytes, list,
+tuple, dict, set, frozenset, datetime, date, timedelta, Decimal, UUID. An Enum crosses as its value, a dataclass or a
+pydantic model as a dict of its fields. Anything else is NotSerialisable, naming the type and the place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+import msgpack
+
+from agentos.errors import NotSerialisable, ProtocolError
+
+_DATETIME, _DATE, _TIMEDELTA, _DECIMAL, _UUID, _SET, _FROZENSET, _TUPLE, _INT = range(1, 10)
+_DEPTH_MAX: Final = 200  # msgpack's own unpacker stops at 511; leave room
+
+
+def pack_value(value: Any, where: str) -> bytes:
+    """Return `value` as bytes. Raises NotSerialisable; `where` says which value it was ("argument 2", "the result")."""
+    try:
+        packed: bytes = msgpack.packb(_plain(value, where, 0), use_bin_type=True)
+    except (ValueError, OverflowError, UnicodeEncodeError) as error:
+        raise NotSerialisable(f"{type(value).__name__} ({error})", where) from error
+    return packed
+
+
+def unpack_value(data: bytes) -> Any:
+    """Return the value. Raises ProtocolError for bytes that `pack_value` cannot have made."""
+    try:
+        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+    except (ValueError, TypeError, RecursionError, InvalidOperation, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"not a packed value: {error}") from error
+
+
+def _plain(value: Any, where: str, depth: int) -> Any:
+    """Rebuild `value` of what msgpack and the extension types hold; exact types first, they are the common case."""
+    kind = type(value)
+    if kind in (str, bytes, float, bool, type(None)):
+        return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**64 else msgpack.ExtType(_INT, str(value).encode())
+    if depth > _DEPTH_MAX:
+        raise NotSerialisable(f"{kind.__name__} nested deeper than {_DEPTH_MAX}", where)
+    if kind is list:
+        return [_plain(item, where, depth + 1) for item in value]
+    if kind is dict:
+        return {_key(key, where): _plain(item, where, depth + 1) for key, item in value.items()}
+    return _special(value, where, depth)
+
+
+def _key(key: Any, where: str) -> Any:
+    if isinstance(key, str | bytes | int | float | bool | None):
+        return key.value if isinstance(key, Enum) else key
+    raise NotSerialisable(f"{type(key).__name__} (as a dict key)", where)
+
+
+def _special(value: Any, where: str, depth: int) -> Any:
+    if isinstance(value, tuple | set | frozenset):
+        code = _TUPLE if isinstance(value, tuple) else _SET if isinstance(value, set) else _FROZENSET
+        items = [_plain(item, where, depth + 1) for item in value]
+        return msgpack.ExtType(code, msgpack.packb(items, use_bin_type=True))
+    if isinstance(value, Enum):
+        return _plain(value.value, where, depth + 1)
+    if isinstance(value, datetime | date):  # datetime first: it is a date too
+        code = _DATETIME if isinstance(value, datetime) else _DATE
+        return msgpack.ExtType(code, value.isoformat().encode())
+    if isinstance(value, timedelta):
+        return msgpack.ExtType(_TIMEDELTA, msgpack.packb([value.days, value.seconds, value.microseconds]))
+    if isinstance(value, Decimal | UUID):
+        return msgpack.ExtType(_DECIMAL if isinstance(value, Decimal) else _UUID, str(value).encode())
+    return _record(value, where, depth)
+
+
+def _record(value: Any, where: str, depth: int) -> Any:
+    """Dataclasses and pydantic models as dicts; subclasses of the plain types as their base; else refuse."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _plain(fields, where, depth + 1)
+    if hasattr(type(value), "model_fields") and callable(getattr(value, "model_dump", None)):
+        return _plain(value.model_dump(), where, depth + 1)
+    for base in (str, bytes, int, float, list, dict):
+        if isinstance(value, base):
+            return _plain(base(value), where, depth + 1)
+    raise NotSerialisable(f"{type(value).__module__}.{type(value).__qualname__}", where)
+
+
+def _from_ext(code: int, data: bytes) -> Any:
+    if code in (_SET, _FROZENSET, _TUPLE):
+        items = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
+        return set(items) if code == _SET else frozenset(items) if code == _FROZENSET else tuple(items)
+    if code == _TIMEDELTA:
+        days, seconds, microseconds = msgpack.unpackb(data)
+        return timedelta(days=days, seconds=seconds, microseconds=microseconds)
+    readers = {_DATETIME: datetime.fromisoformat, _DATE: date.fromisoformat, _DECIMAL: Decimal, _UUID: UUID, _INT: int}
+    if code not in readers:
+        raise ValueError(f"unknown extension type {code}")
+    return readers[code](data.decode())

@@ -1,0 +1,467 @@
+"""THE protocol: every frame that crosses a process border, bytes in, typed frames out.
+
+One frame is a 4-byte big-endian length and a msgpack array `[tag, field, …]`. No I/O, no decisions. Bounded in size
+and depth; whatever is not a well-formed frame of a kind that this peer may send is a ProtocolError, and nothing else
+can leave `Decoder.feed`. Frames are NamedTuples: immutable, and the cheapest thing CPython can build on the hot path.
+
+Rules for editors: a new frame is one class here and one line in `_TAGS`; tags are never reused; a changed frame raises
+VERSION, because both ends compare it in Hello before anything else.
+"""
+
+from __future__ import annotations
+
+import struct
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from agentos.errors import ProtocolError
+
+VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 16 * 1024 * 1024  # a result or a function; what an agent's action may hold is far less
+ACTION_BYTES_MAX: Final = 256 * 1024  # ARG_MAX-sized argv are refused rather than buffered for every agent
+DEPTH_MAX: Final = 32  # deeper values are an attack on whoever prints them
+
+_LENGTH: Final = struct.Struct(">I")
+_HEADER_BYTES: Final = _LENGTH.size
+
+
+class Hello(NamedTuple):
+    """First frame in both directions of every link."""
+
+    version: int
+    role: str
+    pid: int
+
+
+# --- agent → kernel (up pipe) ------------------------------------------------------------------------------------
+
+
+class Act(NamedTuple):
+    """An action that is about to happen; the sender waits for its Verdict. `id` is unique within the agent."""
+
+    id: int
+    operation: str
+    resource: str
+    resolved: str | None
+    argv: list[Any] | None
+    cwd: str
+    claims: dict[str, Any]
+    source: str  # sdk | hook
+
+
+class Outcome(NamedTuple):
+    """What became of an allowed action."""
+
+    id: int
+    ok: bool
+    detail: str
+
+
+class Result(NamedTuple):
+    """The function returned; `value` is packed by agentos.values."""
+
+    value: bytes
+
+
+class Raised(NamedTuple):
+    """The function ended with an exception. `violation` holds the fields of an uncaught PolicyViolationError."""
+
+    type: str
+    message: str
+    traceback: str
+    violation: dict[str, Any] | None
+
+
+class Answer(NamedTuple):
+    """Reply to Query."""
+
+    id: int
+    ok: bool
+    value: bytes
+    error: str
+
+
+# --- kernel → agent ----------------------------------------------------------------------------------------------
+
+
+class Verdict(NamedTuple):
+    """Down pipe: the decision on one Act; on record before this frame leaves."""
+
+    id: int
+    effect: str  # allow | deny
+    reason: str
+    rule: int | None
+    rule_name: str | None
+    on_violation: str | None
+    resource: str
+    seq: int
+    cacheable: bool
+    retry_after_s: float | None
+
+
+class Start(NamedTuple):
+    """Calls pipe: what a Python agent shall run. Exactly one of `target` and `pickle` is set."""
+
+    agent_id: str
+    name: str
+    run_id: str
+    target: str | None  # module:function or /path/file.py:function
+    pickle: bytes | None
+    args: bytes
+    kwargs: bytes
+    sys_path: list[Any]
+    level: str
+
+
+class Query(NamedTuple):
+    """Calls pipe: cleanup | save_state | get_state, asked of the agent's runtime thread."""
+
+    id: int
+    what: str
+
+
+# --- calls: agent or client → kernel, and call-backs the other way -------------------------------------------------
+
+
+class Call(NamedTuple):
+    id: int
+    method: str
+    params: dict[str, Any]
+
+
+class Reply(NamedTuple):
+    id: int
+    value: Any
+
+
+class Fault(NamedTuple):
+    """The error branch of Reply: a class name of agentos.errors and the fields to rebuild it."""
+
+    id: int
+    error: str
+    message: str
+    fields: dict[str, Any]
+
+
+class Notice(NamedTuple):
+    """Kernel → a client that follows: topic `log`, `agent` or `ask`; coalesced, never queued without bound."""
+
+    topic: str
+    data: dict[str, Any]
+
+
+class Callback(NamedTuple):
+    """Kernel → host program: run a handler or a module there; answered by Returned before the kernel's deadline."""
+
+    id: int
+    name: str
+    params: dict[str, Any]
+
+
+class Returned(NamedTuple):
+    id: int
+    value: Any
+    error: str | None
+
+
+class Ask(NamedTuple):
+    """Kernel → client: a rule asks a person. The ask id is bound to agent and action digest and never reused."""
+
+    ask_id: str
+    agent_id: str
+    operation: str
+    resource: str
+    reason: str
+    expires_in_s: float
+
+
+# --- kernel ↔ sentry -----------------------------------------------------------------------------------------------
+
+
+class Deliver(NamedTuple):
+    """Kernel → sentry: send this signal; Delivered comes when Linux confirms the effect."""
+
+    id: int
+    signal: int
+    scope: str  # tree | leader
+
+
+class Delivered(NamedTuple):
+    id: int
+    ok: bool
+    processes: int
+    mechanism: str
+    detail: str
+
+
+class Spawned(NamedTuple):
+    """Sentry → kernel: the agent process exists and has exec'd (or, for a function, runs the entry)."""
+
+    pid: int
+    start_ticks: int
+
+
+class SpawnFailed(NamedTuple):
+    errno: int
+    what: str
+
+
+class StateSeen(NamedTuple):
+    """Sentry → kernel: what Linux says of the leader now: running | stopped."""
+
+    state: str
+    mechanism: str
+
+
+class Exited(NamedTuple):
+    """Sentry → kernel: the leader is a zombie (not reaped yet, WNOWAIT). Exactly one of code and signal is set."""
+
+    code: int | None
+    signal: int | None
+    cpu_ms: int
+    rss_kb_max: int
+
+
+class Reap(NamedTuple):
+    """Kernel → sentry: the exit is on record; reap, end what is left of the tree, and go."""
+
+    id: int
+
+
+class TreeGone(NamedTuple):
+    """Sentry → kernel, its last frame: nothing of the tree lives. `leftover` processes had to be killed."""
+
+    leftover: int
+
+
+class Ping(NamedTuple):
+    id: int
+
+
+class Pong(NamedTuple):
+    id: int
+
+
+class LogGrew(NamedTuple):
+    """Sentry → kernel → followers: the log of this agent reaches `offset`; `dropped` bytes could not be written."""
+
+    offset: int
+    dropped: int
+
+
+class Input(NamedTuple):
+    """Client → kernel → sentry: bytes for the agent's terminal; empty means end of input."""
+
+    data: bytes
+
+
+class WindowSize(NamedTuple):
+    rows: int
+    columns: int
+
+
+# --- kernel ↔ zygote, kernel ↔ recorder ----------------------------------------------------------------------------
+
+
+class Fork(NamedTuple):
+    """Kernel → zygote, with descriptors by SCM_RIGHTS beside it."""
+
+    id: int
+    kind: str  # sentry | recorder
+    params: dict[str, Any]
+
+
+class Forked(NamedTuple):
+    id: int
+    pid: int
+    errno: int
+
+
+class Died(NamedTuple):
+    """Zygote → kernel: a child that it forked is reaped; its orphans, if any, are dead."""
+
+    pid: int
+    status: int
+    orphans: int
+
+
+class TailTo(NamedTuple):
+    """Kernel → recorder: the journal reaches `seq`; urgent: somebody waits for it."""
+
+    seq: int
+    urgent: bool
+
+
+class Recorded(NamedTuple):
+    """Recorder → kernel: everything up to and including `seq` is committed (synchronous=FULL)."""
+
+    seq: int
+
+
+Frame = NamedTuple
+
+_TAGS: Final[dict[int, type[Any]]] = {
+    1: Hello,
+    10: Act,
+    11: Outcome,
+    12: Result,
+    13: Raised,
+    14: Answer,
+    20: Verdict,
+    21: Start,
+    22: Query,
+    30: Call,
+    31: Reply,
+    32: Fault,
+    33: Notice,
+    34: Callback,
+    35: Returned,
+    36: Ask,
+    40: Deliver,
+    41: Delivered,
+    42: Spawned,
+    43: SpawnFailed,
+    44: StateSeen,
+    45: Exited,
+    46: Reap,
+    47: TreeGone,
+    48: Ping,
+    49: Pong,
+    50: LogGrew,
+    51: Input,
+    52: WindowSize,
+    60: Fork,
+    61: Forked,
+    62: Died,
+    70: TailTo,
+    71: Recorded,
+}
+_TAG_OF: Final = {cls: tag for tag, cls in _TAGS.items()}
+
+# What each peer may send; a frame outside its set is a ProtocolError even when it is well formed.
+FROM_AGENT: Final = frozenset({Hello, Act, Outcome, Result, Raised, Answer, Call})
+TO_AGENT_VERDICTS: Final = frozenset({Verdict})
+TO_AGENT_CALLS: Final = frozenset({Hello, Start, Query, Reply, Fault})
+FROM_SENTRY: Final = frozenset(
+    {Hello, Delivered, Spawned, SpawnFailed, StateSeen, Exited, TreeGone, Pong, LogGrew}
+)
+TO_SENTRY: Final = frozenset({Deliver, Reap, Ping, Input, WindowSize})
+FROM_CLIENT: Final = frozenset({Hello, Call, Returned, Input, WindowSize})
+TO_CLIENT: Final = frozenset({Hello, Reply, Fault, Notice, Callback, Ask})
+FROM_ZYGOTE: Final = frozenset({Hello, Forked, Died})
+TO_ZYGOTE: Final = frozenset({Hello, Fork})
+FROM_RECORDER: Final = frozenset({Hello, Recorded})
+TO_RECORDER: Final = frozenset({Hello, TailTo})
+
+
+def _accepted_types(cls: type[Any]) -> tuple[tuple[type, ...] | None, ...]:
+    """Per field, the exact types its value may have after msgpack; None where anything goes."""
+    checks: list[tuple[type, ...] | None] = []
+    for hint in typing.get_type_hints(cls).values():
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = tuple(typing.get_origin(member) or member for member in members)
+        checks.append(None if Any in members else plain)
+    return tuple(checks)
+
+
+_CHECKS: Final = {cls: _accepted_types(cls) for cls in _TAG_OF}
+
+
+def encode(frame: Any) -> bytes:
+    """Return the bytes of one frame. Raises ProtocolError when it is too large or holds what msgpack cannot."""
+    try:
+        body: bytes = msgpack.packb((_TAG_OF[type(frame)], *frame), use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{type(frame).__name__} cannot be encoded: {error}") from error
+    if len(body) > FRAME_BYTES_MAX:
+        raise ProtocolError(f"{type(frame).__name__} has {len(body)} bytes, the limit is {FRAME_BYTES_MAX}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
+    """Return the frame in `body` (without its length). Raises ProtocolError for anything but one frame of `accept`."""
+    try:
+        fields = msgpack.unpackb(body, raw=False, strict_map_key=False, use_list=True)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise ProtocolError(f"not a frame: {type(error).__name__}: {error}") from error
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise ProtocolError("not a frame: no tag")
+    cls = _TAGS.get(fields[0])
+    if cls is None or cls not in accept:
+        raise ProtocolError(f"unexpected frame {cls.__name__ if cls else fields[0]!r} from this peer")
+    checks = _CHECKS[cls]
+    if len(fields) != len(checks) + 1:
+        raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(fields) - 1}")
+    for index, allowed in enumerate(checks, 1):
+        value = fields[index]
+        if allowed is None or type(value) in _NESTED:
+            _check_depth(value, cls)
+        if allowed is not None and type(value) not in allowed:
+            raise ProtocolError(f"{cls.__name__}.{cls._fields[index - 1]} is a {type(value).__name__}")
+    return cls._make(fields[1:])
+
+
+_NESTED: Final = (list, dict)
+
+
+def _check_depth(value: Any, cls: type[Any]) -> None:
+    """Raise ProtocolError unless `value` is at most DEPTH_MAX deep. Iterative: depth must not cost our own stack."""
+    level: list[Any] = [value]
+    for _ in range(DEPTH_MAX):
+        level = [item for node in level for item in _children(node)]
+        if not level:
+            return
+    raise ProtocolError(f"{cls.__name__} is nested deeper than {DEPTH_MAX}")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    if type(node) is dict:
+        if any(type(key) not in (str, int, bytes, bool, float, type(None)) for key in node):
+            raise ProtocolError("a map key is not a scalar")
+        return [item for item in node.values() if type(item) in _NESTED]
+    if type(node) is list:
+        return [item for item in node if type(item) in _NESTED]
+    return ()
+
+
+class Decoder:
+    """Incremental: feed it whatever a read returned, get the whole frames in it. Correct at any pipe size.
+
+    Holds at most one frame beyond what was fed. After a ProtocolError the stream is beyond repair: drop the peer.
+    """
+
+    __slots__ = ("_accept", "_buffer", "_bytes_max")
+
+    def __init__(self, accept: frozenset[Any], *, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self._accept = accept
+        self._buffer = bytearray()
+        self._bytes_max = frame_bytes_max
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Yield every frame completed by `data`. Raises ProtocolError; frames before the fault are yielded first."""
+        buffer = self._buffer
+        if not buffer and len(data) >= _HEADER_BYTES:  # hot path: one read is one frame
+            (size,) = _LENGTH.unpack_from(data)
+            if len(data) == size + _HEADER_BYTES and size <= self._bytes_max:
+                yield decode_body(data[_HEADER_BYTES:], self._accept)
+                return
+        buffer += data
+        while len(buffer) >= _HEADER_BYTES:
+            (size,) = _LENGTH.unpack_from(buffer)
+            if size > self._bytes_max:
+                raise ProtocolError(f"a frame of {size} bytes is announced, the limit is {self._bytes_max}")
+            end = _HEADER_BYTES + size
+            if len(buffer) < end:
+                return
+            body = bytes(buffer[_HEADER_BYTES:end])
+            del buffer[:end]
+            yield decode_body(body, self._accept)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an unfinished frame; not zero at end of stream means that it was truncated."""
+        return len(self._buffer)
