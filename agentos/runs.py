@@ -1,0 +1,134 @@
+"""Where runs live on disk and how they are found: runtime directory, state directory, run locks.
+
+A run is one kernel. `<runtime>/runs/<run>/{sock,lock,meta.json}` lives as long as the kernel; its liveness is the
+flock on `lock`, never a pid file, because Linux releases a flock at kill -9. `<state>/runs/<run>/` holds the record
+and the logs and outlives it. Imports only the standard library: `ps` and `kill` start through here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agentos.errors import HostError
+
+
+def runtime_dir() -> Path:
+    """Return the directory of live runs, created 0700. Raises HostError when somebody else owns it."""
+    explicit = os.environ.get("AGENTOS_RUNTIME_DIR")
+    xdg = os.environ.get("XDG_RUNTIME_DIR")
+    if explicit:
+        return _private(Path(explicit))
+    if xdg and os.access(xdg, os.W_OK | os.X_OK):
+        return _private(Path(xdg) / "agentos")
+    return _private(Path(tempfile.gettempdir()) / f"agentos-{os.getuid()}")
+
+
+def state_dir() -> Path:
+    """Return the directory of records and logs, created 0700. Without a HOME it lies beside the runtime directory."""
+    explicit = os.environ.get("AGENTOS_STATE_DIR")
+    if explicit:
+        return _private(Path(explicit))
+    base = os.environ.get("XDG_STATE_HOME")
+    if not base:
+        home = os.environ.get("HOME")
+        if not home or not os.access(home, os.W_OK | os.X_OK):
+            return _private(runtime_dir() / "state")
+        base = str(Path(home) / ".local" / "state")
+    return _private(Path(base) / "agentos")
+
+
+def _private(path: Path) -> Path:
+    """Create `path` 0700 and verify owner, mode and that it is no symlink: a shared one would let others in."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    seen = path.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
+        raise HostError(f"{path} must be a directory owned by uid {os.getuid()}; set AGENTOS_RUNTIME_DIR or remove it")
+    if seen.st_mode & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The paths of one run."""
+
+    run_id: str
+    runtime: Path
+    state: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.runtime / "sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.runtime / "lock"
+
+    @property
+    def meta(self) -> Path:
+        return self.runtime / "meta.json"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "flight.db"
+
+    @property
+    def journal(self) -> Path:
+        return self.state / "journal"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def alive(self) -> bool:
+        """Whether the run's kernel holds its lock."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def read_meta(self) -> dict[str, Any]:
+        """Return what the run says of itself; {} when it has not said anything yet."""
+        for place in (self.meta, self.state / "meta.json"):
+            try:
+                found: dict[str, Any] = json.loads(place.read_text())
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+            return found
+        return {}
+
+
+def locate(run_id: str, *, runtime: Path | None = None, state: Path | None = None) -> Run:
+    """Return the paths of `run_id`; creates nothing."""
+    return Run(run_id, (runtime or runtime_dir()) / "runs" / run_id, (state or state_dir()) / "runs" / run_id)
+
+
+def live_runs() -> Iterator[Run]:
+    """Yield the runs whose kernel is alive, oldest first (run ids are time-ordered)."""
+    root = runtime_dir() / "runs"
+    for name in sorted(os.listdir(root)) if root.is_dir() else ():
+        run = locate(name)
+        if run.alive():
+            yield run
+
+
+def recorded_runs() -> Iterator[Run]:
+    """Yield every run that left a record, oldest first, alive or not."""
+    root = state_dir() / "runs"
+    for name in sorted(os.listdir(root)) if root.is_dir() else ():
+        yield locate(name)
