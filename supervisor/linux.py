@@ -1,0 +1,98 @@
+"""The few Linux calls that CPython does not offer: prctl(2), close_range(2) and reading one process from /proc.
+
+The only file of the project that may import ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_NR_CLOSE_RANGE: Final = 436  # the same number on every architecture (Linux 5.9)
+_CLOSE_RANGE_MAX: Final = 0xFFFFFFFF
+
+_libc = ctypes.CDLL(None, use_errno=True)
+TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}): {os.strerror(code)}")
+
+
+def set_subreaper() -> None:
+    """Adopt every orphan among our descendants, setsid and double fork included (prctl(2))."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """0 hides memory and descriptors from processes of the same uid (ptrace(2), access mode checking)."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def die_with(parent: int) -> None:
+    """Be killed when `parent` dies; die now when it already has. Call first thing after fork.
+
+    PDEATHSIG belongs to the parent's *thread*, so only single-threaded parents may be named here.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor except `keep`: a fork copies them all, and one held pipe end is an EOF never seen."""
+    low = 0
+    for descriptor in [*sorted(keep), _CLOSE_RANGE_MAX + 1]:
+        if descriptor > low:
+            _close_range(low, descriptor - 1)
+        low = descriptor + 1
+
+
+def _close_range(first: int, last: int) -> None:
+    if _libc.syscall(_NR_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), 0) != 0:
+        os.closerange(first, min(last + 1, os.sysconf("SC_OPEN_MAX")))  # Linux < 5.9
+
+
+@dataclass(frozen=True, slots=True)
+class ProcStat:
+    """The fields of /proc/PID/stat that we act on (proc_pid_stat(5))."""
+
+    pid: int
+    state: str
+    ppid: int
+    start_ticks: int
+
+
+def read_stat(path: str) -> ProcStat | None:
+    """Return the stat of /proc/`path`, None when the process or task is gone."""
+    try:
+        with open(f"/proc/{path}/stat", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    head, _, rest = text.rpartition(b")")  # the name in parentheses may hold anything, parentheses too
+    fields = rest.split()
+    return ProcStat(int(head.split(b" ", 1)[0]), fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of every task of `pid`; [] when it is gone.
+
+    The list is only certain while the tasks are stopped (proc_pid_task_children(5)): callers loop to a fix-point.
+    """
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                found.extend(map(int, file.read().split()))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
