@@ -15,7 +15,7 @@ check_rooms() {
   local room link
   for room in supervisor sandbox policies; do
     link=$root/agentos/$room
-    [[ -d $link ]] && continue
+    [[ -L $link || -d $link ]] && continue
     if rm -f -- "$link" 2>/dev/null && ln -s "../$room" "$link" 2>/dev/null; then
       printf 'agentos: repaired the link %s\n' "$link" >&2
     else
@@ -53,7 +53,8 @@ find_venv() { # name
     mkdir -m 0700 -- "$cache" 2>/dev/null || true
     [[ -O $cache && -d $cache && ! -L $cache ]] || fail "$cache belongs to someone else; set XDG_CACHE_HOME"
   fi
-  venv=$cache/agentos/${name: -200}$1
+  ((${#name} <= 200)) || name=${name: -200} # a file name holds 255 bytes
+  venv=$cache/agentos/$name$1
   export PYTHONPYCACHEPREFIX=$venv/pycache # the checkout cannot hold the bytecode either
 }
 
