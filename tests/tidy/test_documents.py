@@ -1,0 +1,106 @@
+"""The documents hold together: links lead somewhere, decisions are numbered, and nothing names a machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tidy.rules import PRODUCT, ROOT, files
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+ADR_NAME = re.compile(r"(\d{4})-[a-z0-9]+(-[a-z0-9]+)*\.md")
+
+
+def documents() -> list[Path]:
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *(ROOT / path for path in files("docs", "examples", "benchmarks", suffix=".md")),
+    ]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that a reader's browser finds: GitHub's spelling of each heading."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(document: Path) -> Iterator[str]:
+    for link in LINK.findall(FENCE.sub("", document.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            yield f"{document.name}: {link}"
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    assert [line for document in documents() for line in dead_links(document)] == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One Head\n[a](gone.md) [b](#no-head) [c](#one-head) [d](https://example.org/x) [e](page.md#one-head)\n"
+    )
+    assert list(dead_links(page)) == ["page.md: gone.md", "page.md: #no-head"]
+
+
+def misnumbered(names: list[str], titles: list[str]) -> Iterator[str]:
+    for number, (name, title) in enumerate(zip(names, titles, strict=True)):
+        found = ADR_NAME.fullmatch(name)
+        if not found or int(found[1]) != number or not title.startswith(f"# ADR {number:04}: "):
+            yield f"{name}: expected number {number:04} in the name and in the title {title!r}"
+
+
+def test_every_decision_is_numbered_in_order() -> None:
+    records = sorted((ROOT / "docs/adr").glob("*.md"))
+    assert len(records) > 1
+    assert not list(misnumbered([r.name for r in records], [r.read_text().split("\n", 1)[0] for r in records]))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("template.md", "# ADR 0000: x"), ("0001-x.md", "# ADR 0001: x"), ("0000-x.md", "# ADR 0001: x")],
+)
+def test_a_misnumbered_decision_is_found(name: str, title: str) -> None:
+    assert list(misnumbered([name], [title]))
+
+
+def unknown_decisions(text: str, known: set[str]) -> set[str]:
+    return set(re.findall(r"\bADR (\d{4})\b", text)) - known
+
+
+def test_every_decision_that_is_named_exists() -> None:
+    known = {path.name[:4] for path in (ROOT / "docs/adr").glob("*.md")}
+    sources = [*documents(), *(ROOT / path for path in files(*PRODUCT, suffix=".py"))]
+    assert not {str(path): left for path in sources if (left := unknown_decisions(path.read_text(), known))}
+
+
+def test_an_unknown_decision_is_found() -> None:
+    assert unknown_decisions("see ADR 0001 and ADR 0999", {"0001"}) == {"0999"}
+
+
+# Paths of somebody's machine. Tests may use any path as an example; documents may not even use a temporary one.
+MACHINE = re.compile(r"(?<![\w.~])/(?:work|root|home/\w+|Users/\w+)/")
+TEMPORARY = re.compile(r"(?<![\w.~])/tmp/")
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    shipped = [
+        ROOT / path for top in (*PRODUCT, "bin", "docs", "examples", "benchmarks") for path in files(top, suffix="")
+    ]
+    texts = {path: path.read_text() for path in [*documents(), *shipped] if "__pycache__" not in path.parts}
+    found = {str(path): hits for path, text in texts.items() if (hits := MACHINE.findall(text))}
+    found |= {str(path): hits for path in documents() if (hits := TEMPORARY.findall(texts[path]))}
+    assert not found
+
+
+def test_a_machine_path_is_found() -> None:
+    assert MACHINE.findall("see /ro" + "ot/checkout/README.md")
+    assert TEMPORARY.findall("write to /t" + "mp/x")
+    assert not MACHINE.findall("~/work/notes, data/root/x, $HOME/work/x, https://example.org/home/")
