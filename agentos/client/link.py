@@ -6,12 +6,14 @@ Imports only the standard library and msgpack, because `agentos ps` and `agentos
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from agentos import errors, wire
+from agentos.faults import rebuild
 from agentos.runs import Run
 
 CONNECT_TIMEOUT_S = 5.0
@@ -76,6 +78,11 @@ class Link:
             if isinstance(frame, wire.Fault) and frame.id == request.id:
                 raise rebuild(frame)
 
+    def close_write(self) -> None:
+        """Tell the kernel that this end is leaving; what it still says can be read."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         self.socket.close()
 
@@ -85,7 +92,11 @@ def connect(run: Run, role: str = "cli") -> Link:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
-        sock.connect(str(run.socket))
+        handle = os.open(run.runtime, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{handle}/sock")  # sun_path holds only 108 bytes (unix(7))
+        finally:
+            os.close(handle)
     except OSError as error:
         sock.close()
         raise errors.KernelUnavailable(f"run {run.run_id}: {run.socket}: {error.strerror}") from error
@@ -93,21 +104,3 @@ def connect(run: Run, role: str = "cli") -> Link:
     link.greet(role)
     sock.settimeout(None)
     return link
-
-
-def rebuild(fault: wire.Fault) -> errors.AgentosError:
-    """Return the exception that `fault` describes: a class of agentos.errors with its fields and text, or the root."""
-    cls = getattr(errors, fault.error, errors.AgentosError)
-    if not (isinstance(cls, type) and issubclass(cls, errors.AgentosError)):
-        cls = errors.AgentosError
-    error = cls.__new__(cls, fault.message)
-    error.args = (fault.message,)
-    for name, value in fault.fields.items():
-        setattr(error, name, value)
-    return error
-
-
-def to_fault(request_id: int, error: errors.AgentosError) -> wire.Fault:
-    """Return the frame for `error`; only plain fields travel."""
-    fields = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float | None)}
-    return wire.Fault(request_id, type(error).__name__, str(error), fields)

@@ -1,0 +1,403 @@
+"""KernelSpace: the host program's kernel client. Starts a kernel at the first call, speaks to it over a socketpair.
+
+A daemon thread reads the socket, so that the same object works under asyncio and uvloop, from threads, in several
+`asyncio.run` one after the other, and in plain synchronous code (`get_agent_status`). The kernel sees the end of the
+socket when this process ends, however it ends, and then ends all agents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import cloudpickle
+
+from agentos import errors, wire
+from agentos.client.launch import Started, start_kernel
+from agentos.client.link import Link
+from agentos.faults import rebuild
+from agentos.policies import Policy
+from agentos.recorder.flight import FlightRecorder
+from agentos.signals import AgentSignal
+from agentos.values import pack_value, unpack_value
+
+CALL_LIMIT_S: Final = 30.0  # for synchronous calls: the kernel answers in microseconds or is gone
+_current_agent: ContextVar[str | None] = ContextVar("agentos_current_agent", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """A snapshot of one agent. `state` is what Linux says: running | stopped | terminated | waiting."""
+
+    id: str
+    name: str
+    state: str
+    started_at: datetime
+    actions_count: int
+    violations_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One registered agent function; `pickle` is made at the first use, when all it refers to is defined."""
+
+    function: Callable[..., Any]
+    name: str
+    permissions: list[str] | None
+    rate_limit: int | None
+    priority: int
+
+
+class KernelSpace:
+    """Registration, execution, policy and signals for agents as real processes.
+
+    Nothing is started before the first call that needs a kernel. In an agent process `KernelSpace()` is the kernel
+    client of that agent instead.
+
+    Args:
+        policy: a built-in name (strict, permissive, audit, workspace, custom), the path of a YAML file, or a Policy.
+        flight_recorder: where this kernel's record goes; None is one SQLite file per run under the state directory.
+        signal_dispatcher: for handlers in this program; part of the API, not connected yet.
+        max_concurrent_agents: agents running at the same time; more wait.
+        timeout: seconds of running time an execution may take, unless `execute(timeout=…)` says otherwise.
+        debug: show the kernel's own error output.
+        require: the weakest level at which agents may run: none | hooks | syscalls | full.
+        workspace: the directory that relative file rules speak of; default the current one at the first call.
+
+    Raises (at the first call): PolicyLoadError, HostError, KernelUnavailable.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("AGENTOS_AGENT_ID") and "agentos.agent.runtime" in sys.modules:
+            from agentos.agent.calls import agent_kernel  # noqa: PLC0415 - only inside an agent process
+
+            inside = agent_kernel()
+            if inside is not None:
+                return inside
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        policy: str | Policy = "strict",
+        flight_recorder: FlightRecorder | None = None,
+        signal_dispatcher: Any | None = None,
+        max_concurrent_agents: int = 100,
+        timeout: float = 300.0,
+        debug: bool = False,  # noqa: FBT001, FBT002 - the public signature
+        *,
+        require: str | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if max_concurrent_agents < 1:
+            raise errors.BadRequest(f"max_concurrent_agents={max_concurrent_agents} must be at least 1")
+        if timeout <= 0:
+            raise errors.BadRequest(f"timeout={timeout} must be a positive number of seconds")
+        self._policy = policy
+        self._flight_recorder = flight_recorder
+        self._signal_dispatcher = signal_dispatcher
+        self._max_concurrent_agents = max_concurrent_agents
+        self._timeout_s = timeout
+        self._debug = debug
+        self._require = require
+        self._workspace = os.fspath(workspace) if workspace is not None else None
+        self._by_function: dict[Any, Registration] = {}
+        self._by_name: dict[str, Registration] = {}
+        self._told: set[str] = set()
+        self._latest_agent: str | None = None
+        self._connection: Connection | None = None
+        self._starting = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A kernel that travels into an agent (as a global of its function) arrives as that agent's kernel client."""
+        return KernelSpace, ()
+
+    # --- registration ----------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        permissions: list[str] | None = None,
+        rate_limit: int | None = None,
+        priority: int = 0,
+    ) -> Any:
+        """Decorator, bare or called: make a function (plain or async) an agent. Returns the function unchanged.
+
+        Raises DuplicateAgent for a name that is taken, BadRequest for an operation that does not exist.
+        """
+        if callable(name):
+            return self._register(name, None, permissions, rate_limit, priority)
+        return lambda function: self._register(function, name, permissions, rate_limit, priority)
+
+    def _register(
+        self,
+        function: Callable[..., Any],
+        name: str | None,
+        permissions: list[str] | None,
+        rate_limit: int | None,
+        priority: int,
+    ) -> Callable[..., Any]:
+        known = name or getattr(function, "__name__", type(function).__name__)
+        for word in permissions or ():
+            if word not in ("read", "write", "execute", "network"):
+                hint = errors.nearest(word, ("read", "write", "execute", "network"))
+                raise errors.BadRequest(f"register({known!r}): unknown permission {word!r}{hint}")
+        if known in self._by_name:
+            raise errors.DuplicateAgent(known)
+        entry = Registration(function, known, permissions, rate_limit, priority)
+        self._by_name[known] = entry
+        self._by_function[function] = entry
+        return function
+
+    def _find(self, agent: Callable[..., Any] | str) -> Registration:
+        entry = self._by_name.get(agent) if isinstance(agent, str) else self._by_function.get(agent)
+        if entry is None:
+            name = agent if isinstance(agent, str) else getattr(agent, "__name__", repr(agent))
+            raise errors.NotRegistered(name, self._by_name)
+        return entry
+
+    # --- running agents --------------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        agent: Callable[..., Any],
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - the public signature; the kernel enforces it
+        context: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a registered agent as a process and return its result.
+
+        Raises PolicyViolationError when a refused action ended it, AgentTimeoutError, AgentFailed (with the remote
+        traceback), NotSerialisable (before anything starts), NotRegistered. If the awaiting task is cancelled, the
+        agent is stopped.
+        """
+        limit_s = self._timeout_s if timeout is None else timeout
+        agent_id = await self._start(self._find(agent), args, kwargs, timeout_s=limit_s, context=context or {})
+        token = _current_agent.set(agent_id)
+        try:
+            return unpack_value(await self._call("result", {"id": agent_id}))
+        except asyncio.CancelledError:
+            self._connect().submit("stop", {"id": agent_id})
+            raise
+        finally:
+            _current_agent.reset(token)
+
+    async def spawn(
+        self,
+        agent: Callable[..., Any],
+        *args: Any,
+        parent_id: str | None = None,
+        inherit_permissions: bool = True,
+        additional_restrictions: list[str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Start a registered agent and return its id at once; `wait_all` collects the result.
+
+        With `parent_id` the child is bounded by the parent's effective policy unless inherit_permissions is False.
+        """
+        entry = self._find(agent)
+        await self._tell_registrations()
+        agent_id: str = await self._call("spawn", {
+            "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
+            "restrictions": additional_restrictions or [], **_pack_arguments(entry.name, args, kwargs),
+        })  # fmt: skip
+        self._latest_agent = agent_id
+        return agent_id
+
+    async def _start(self, entry: Registration, args: Any, kwargs: Any, **options: Any) -> str:
+        packed = _pack_arguments(entry.name, args, kwargs)
+        await self._tell_registrations()
+        params = {"registered": entry.name, "require": self._require, **packed, **options}
+        started = await self._call("start", params)
+        self._latest_agent = started["id"]
+        return self._latest_agent or ""
+
+    async def _tell_registrations(self) -> None:
+        """Send what was registered since the last call, so that agents can name each other for their children."""
+        for entry in list(self._by_name.values()):
+            if entry.name not in self._told:
+                await self._call("register", {
+                    "name": entry.name, "pickle": _pickle(entry), "permissions": entry.permissions,
+                    "rate_limit": entry.rate_limit, "priority": entry.priority,
+                })  # fmt: skip
+                self._told.add(entry.name)
+
+    async def wait_all(self, ids: Sequence[str]) -> list[Any]:
+        """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
+        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": list(ids)})]
+
+    # --- signals and status ----------------------------------------------------------------------------------------
+
+    async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
+        """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        done = await self._call("signal", {"id": agent_id, "signal": _number(signal)})
+        return bool(done["ok"]) and done["detail"] != "already ended"
+
+    def get_agent_status(self, agent_id: str) -> AgentStatus:
+        """Return a snapshot. Synchronous. Raises UnknownAgent."""
+        row = self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S)
+        started = datetime.fromisoformat(row["started_at"])
+        return AgentStatus(row["id"], row["name"], row["state"], started, row["actions_count"], row["violations_count"])
+
+    @property
+    def current_agent_id(self) -> str | None:
+        """The agent this task executes, else the one started most recently, else None."""
+        return _current_agent.get() or self._latest_agent
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._connect)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    async def shutdown(self) -> None:
+        """End all agents and the kernel; returns when nothing of the run lives. A later call starts a new kernel."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.to_thread(connection.shut_down)
+            self._told.clear()
+            if self._flight_recorder is not None:
+                self._flight_recorder.detach()
+
+    async def _call(self, method: str, params: dict[str, Any]) -> Any:
+        connection = self._connection
+        if connection is None or connection.lost:
+            connection = await asyncio.to_thread(self._connect)
+        return await asyncio.wrap_future(connection.submit(method, params))
+
+    def _connect(self) -> Connection:
+        with self._starting:
+            if self._connection is None or self._connection.lost:
+                self._told.clear()
+                self._connection = Connection(self._launch())
+                if self._flight_recorder is not None:
+                    self._flight_recorder.attach(self._connection.run.state)
+            return self._connection
+
+    def _launch(self) -> Started:
+        recorder = self._flight_recorder
+        keep = recorder is None or recorder.storage != "memory"
+        database = None if recorder is None or not keep else recorder.database_path
+        name, text, files = _policy_words(self._policy)
+        return start_kernel(
+            policy=name, policy_text=text, policy_files=files, workspace=self._workspace, debug=self._debug,
+            database=database, keep_record=keep,
+        )  # fmt: skip
+
+
+class Connection:
+    """A started kernel and the thread that reads its answers. Thread-safe."""
+
+    def __init__(self, started: Started) -> None:
+        self.run = started.run
+        self.lost = False
+        self._link: Link = started.link
+        self._guard: subprocess.Popen[bytes] = started.guard
+        self._ids = itertools.count(1)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[Any]] = {}
+        threading.Thread(target=self._read, name="agentos-link", daemon=True).start()
+        atexit.register(self._at_exit)
+
+    def submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
+        """Send one call; the future holds its value or raises what the kernel said. Raises KernelUnavailable."""
+        if os.getpid() != self._pid:
+            raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
+        future: Future[Any] = Future()
+        with self._lock:
+            if self.lost:
+                raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
+            request = wire.Call(next(self._ids), method, params)
+            self._waiting[request.id] = future
+            self._link.send(request)
+        return future
+
+    def shut_down(self) -> None:
+        """End the kernel and wait until its guard, the last process of the run, is gone."""
+        with contextlib.suppress(errors.KernelUnavailable):
+            self.submit("shutdown", {}).result(CALL_LIMIT_S)
+        self._link.close_write()
+        self._guard.wait()
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._pid:
+            self._link.close_write()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(CALL_LIMIT_S)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._take(self._link.receive())
+        except (errors.KernelUnavailable, errors.ProtocolError) as error:
+            with self._lock:
+                self.lost = True
+                waiting, self._waiting = self._waiting, {}
+            for future in waiting.values():
+                future.set_exception(errors.KernelUnavailable(str(error)))
+
+    def _take(self, frame: Any) -> None:
+        if not isinstance(frame, wire.Reply | wire.Fault):
+            return
+        future = self._waiting.pop(frame.id, None)
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(frame, wire.Reply):
+            future.set_result(frame.value)
+        else:
+            future.set_exception(rebuild(frame))
+
+
+def _pack_arguments(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, bytes]:
+    for position, value in enumerate(args, 1):
+        pack_value(value, f"argument {position} of {name}")
+    for key, value in kwargs.items():
+        pack_value(value, f"argument {key!r} of {name}")
+    return {"args": pack_value(list(args), name), "kwargs": pack_value(kwargs, name)}
+
+
+def _pickle(entry: Registration) -> bytes:
+    """Return the function for the agent: by import path where it has one, by value for `__main__` and closures."""
+    try:
+        data: bytes = cloudpickle.dumps(entry.function)
+    except (TypeError, AttributeError, ValueError, ImportError) as error:
+        raise errors.NotSerialisable(str(error), f"agent function {entry.name!r}") from error
+    return data
+
+
+def _policy_words(policy: str | Policy) -> tuple[str, str | None, tuple[str, ...]]:
+    """Return (name, YAML text or None, files to protect) for what the constructor took. Raises PolicyLoadError."""
+    if isinstance(policy, Policy):
+        return policy.name, policy.to_yaml(), ()
+    if policy.endswith((".yaml", ".yml")) or os.sep in policy:
+        path = Path(policy).resolve()
+        loaded = Policy.from_yaml(path)
+        return loaded.name, path.read_text(), (str(path),)
+    Policy.builtin(policy)  # an unknown name is refused before anything starts
+    return policy, None, ()
+
+
+def _number(signal: AgentSignal) -> int:
+    if not isinstance(signal, AgentSignal):
+        raise errors.UnknownSignal(signal, tuple(AgentSignal.__members__))
+    return signal.value
+
+

@@ -1,0 +1,173 @@
+"""One agent as the kernel knows it: identity, policy, links, counters. No decisions, no system calls.
+
+`state` moves only through agentos.lifecycle. Ended agents stay for `ps` and `wait` until `ENDED_KEPT` newer ones did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from agentos import lifecycle, wire
+from agentos.clock import RunningTime, rfc3339
+from agentos.lifecycle import State
+from agentos.policies import EffectivePolicy
+from agentos.supervisor.outbox import Outbox
+
+ENDED_KEPT: Final = 2_000
+DENIAL_WINDOW_S: Final = 1.0  # identical denials inside it are one durable event and a count
+DENIALS_TRACKED_MAX: Final = 256
+
+
+@dataclass(slots=True)
+class RepeatedDenial:
+    """A denial on record and how often it was repeated since."""
+
+    until_s: float
+    verdict: wire.Verdict
+    data: dict[str, Any]
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    """Mutable shell state of one process run."""
+
+    id: str
+    name: str
+    execution_id: str
+    kind: str  # program | python
+    command: list[str]
+    level: str
+    cwd: str
+    policy: EffectivePolicy
+    policy_name: str
+    context: dict[str, Any]
+    grace_s: float
+    parent_id: str | None = None
+    environment_names: list[str] = field(default_factory=list)
+    timeout_s: float | None = None
+    clock: RunningTime | None = None
+    timed_out: bool = False
+
+    state: State = State.STARTING
+    mechanism: str = ""
+    started_ns: int = 0
+    ended_ns: int = 0
+    pid: int = 0
+    start_ticks: int = 0
+    sentry_pid: int = 0
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    lost: bool = False  # its sentry died: how the agent ended is not known
+    spawn_error: wire.SpawnFailed | None = None
+    actions: int = 0
+    violations: int = 0
+    last_seq: int = 0
+    log_offset: int = 0
+    log_dropped: int = 0
+    ended_by: str = ""  # why the kernel ended it: "policy", "protocol", "timeout", "stop"
+
+    result: bytes | None = None
+    raised: wire.Raised | None = None
+    saved_state: bytes | None = None
+
+    to_sentry: Outbox | None = None
+    verdicts: Outbox | None = None
+    calls: Outbox | None = None
+    up: int | None = None
+    from_sentry: int | None = None
+    descriptors: list[int] = field(default_factory=list)  # all of ours, closed when the agent is gone
+    last_pong_s: float = 0.0
+    pending: dict[int, asyncio.Future[Any]] = field(default_factory=dict)  # Deliver and Query by id
+    denials: dict[tuple[str, str, str], RepeatedDenial] = field(default_factory=dict)
+    changed: list[Callable[[], None]] = field(default_factory=list)  # called after every change of state
+    first_seen: asyncio.Event = field(default_factory=asyncio.Event)  # exec succeeded or failed
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def move(self, event: lifecycle.Event) -> bool:
+        """Apply one lifecycle event; True when the state changed. Raises IllegalTransition."""
+        before, self.state = self.state, lifecycle.after(self.state, event)
+        if self.state is before:
+            return False
+        for notify in list(self.changed):
+            notify()
+        return True
+
+    @property
+    def ended(self) -> bool:
+        return self.state in lifecycle.ENDED
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close every descriptor of an agent that is gone."""
+        for reader in (self.up, self.from_sentry):
+            if reader is not None:
+                loop.remove_reader(reader)
+        for outbox in (self.to_sentry, self.verdicts, self.calls):
+            if outbox is not None:
+                outbox.close()
+        self.to_sentry = self.verdicts = self.calls = self.up = self.from_sentry = None
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+    def row(self, run_id: str) -> dict[str, Any]:
+        """Return the `ps` row."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "run": run_id,
+            "pid": self.pid,
+            "sentry_pid": self.sentry_pid,
+            "state": lifecycle.public_state(self.state),
+            "phase": self.state.value,
+            "mechanism": self.mechanism,
+            "level": self.level,
+            "policy": self.policy_name,
+            "command": self.command,
+            "parent_id": self.parent_id,
+            "started_at": rfc3339(self.started_ns),
+            "ended_at": rfc3339(self.ended_ns) if self.ended_ns else None,
+            "actions_count": self.actions,
+            "violations_count": self.violations,
+            "exit_code": self.exit_code,
+            "exit_signal": self.exit_signal,
+            "ended_by": self.ended_by,
+        }
+
+
+class Agents:
+    """All agents of one kernel, by id."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Agent] = {}
+
+    def add(self, agent: Agent) -> None:
+        self._by_id[agent.id] = agent
+        if len(self._by_id) > ENDED_KEPT:
+            for old in [one for one in self._by_id.values() if one.gone.is_set()][: len(self._by_id) - ENDED_KEPT]:
+                del self._by_id[old.id]
+
+    def get(self, agent_id: str) -> Agent | None:
+        return self._by_id.get(agent_id)
+
+    def by_sentry(self, pid: int) -> Agent | None:
+        return next((one for one in self._by_id.values() if one.sentry_pid == pid and not one.gone.is_set()), None)
+
+    def all(self) -> list[Agent]:
+        return list(self._by_id.values())
+
+    def living(self) -> list[Agent]:
+        return [one for one in self._by_id.values() if not one.gone.is_set()]
+
+    def is_descendant(self, agent: Agent, ancestor_id: str) -> bool:
+        """Whether `agent` is `ancestor_id` or was spawned below it."""
+        seen: Agent | None = agent
+        while seen is not None:
+            if seen.id == ancestor_id:
+                return True
+            seen = self.get(seen.parent_id) if seen.parent_id else None
+        return False

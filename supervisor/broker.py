@@ -1,0 +1,286 @@
+"""The broker: frames from agents and sentries in, records, verdicts and signals out. The hot path of the project.
+
+The way of one action: `read_agent` → wire.Decoder → `_on_act` → policy.decide → decide.react → [Record → journal,
+Respond → verdict pipe, Send → sentry]. It runs in the kernel's one loop and must never block it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from agentos import lifecycle, wire
+from agentos.actions import RESOURCE_BYTES_MAX, Action
+from agentos.clock import Clock, to_datetime
+from agentos.errors import ProtocolError, RecorderUnavailable
+from agentos.policies import Decision
+from agentos.recorder.redact import redact_argv, redact_claims
+from agentos.signals import AgentSignal, describe_exit
+from agentos.supervisor import decide
+from agentos.supervisor.agents import DENIAL_WINDOW_S, DENIALS_TRACKED_MAX, Agent, RepeatedDenial
+from agentos.supervisor.recording import Recording
+
+READ_BYTES: Final = 65_536
+READS_AT_END: Final = 4_096  # what may still lie in a dead agent's pipe, many times over
+TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
+
+
+class Broker:
+    """One per kernel. `deliver` sends a signal through the agent's sentry; `on_call` answers wire.Call of an agent."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        recording: Recording,
+        clock: Clock,
+        *,
+        deliver: Callable[[Agent, AgentSignal, str], None],
+        on_call: Callable[[Agent, wire.Call], None],
+        notify: Callable[[Agent, str, dict[str, Any]], None],
+    ) -> None:
+        self._loop = loop
+        self._recording = recording
+        self._clock = clock
+        self._deliver = deliver
+        self._on_call = on_call
+        self._notify = notify
+
+    def watch_agent(self, agent: Agent, descriptor: int) -> None:
+        """Read the agent's up pipe from now on."""
+        os.set_blocking(descriptor, False)
+        decoder = wire.Decoder(wire.FROM_AGENT)
+        self._loop.add_reader(descriptor, partial(self._read_agent, agent, descriptor, decoder))
+
+    def drain_agent(self, agent: Agent, descriptor: int) -> None:
+        """The process is dead: read what it left in the pipe, so that a result is never lost to its own exit."""
+        self._loop.remove_reader(descriptor)
+        decoder = wire.Decoder(wire.FROM_AGENT)
+        for _ in range(READS_AT_END):
+            if not self._read_agent(agent, descriptor, decoder):
+                return
+
+    def _read_agent(self, agent: Agent, descriptor: int, decoder: wire.Decoder) -> bool:
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(descriptor)
+            if decoder.pending_bytes:
+                self.protocol_fault(agent, ProtocolError(f"the stream ends in a frame ({decoder.pending_bytes} bytes)"))
+            return False
+        try:
+            for frame in decoder.feed(data):
+                if type(frame) is wire.Act:
+                    self._on_act(agent, frame, len(data))
+                else:
+                    self._on_frame(agent, frame)
+        except ProtocolError as error:
+            self._loop.remove_reader(descriptor)
+            self.protocol_fault(agent, error)
+            return False
+        return True
+
+    # --- one action ------------------------------------------------------------------------------------------------
+
+    def _on_act(self, agent: Agent, act: wire.Act, size: int) -> None:
+        if len(act.resource) > RESOURCE_BYTES_MAX or size > READ_BYTES * 8:
+            raise ProtocolError(f"Act.resource has {len(act.resource)} characters, the limit is {RESOURCE_BYTES_MAX}")
+        agent.actions += 1
+        now_s = self._loop.time()
+        action = Action(
+            operation=act.operation,
+            resource=act.resource,
+            resolved=act.resolved,
+            argv=tuple(map(str, act.argv)) if act.argv is not None else None,
+            claims=act.claims,
+        )
+        decision = agent.policy.decide(
+            action,
+            cwd=act.cwd or agent.cwd,
+            context=agent.context,
+            name=agent.name,
+            now_s=now_s,
+            at=to_datetime(self._clock.wall_ns()),
+        )
+        if decision.effect != "allow":
+            agent.violations += 1
+            if self._is_repeat(agent, act, decision, now_s):
+                return
+        if act.argv is not None or act.claims:  # rare: most actions are names only
+            act = act._replace(argv=redact_argv(act.argv) if act.argv else act.argv, claims=redact_claims(act.claims))
+        self._perform(agent, act, decide.react(act, decision, agent.level, agent.context))
+
+    def _perform(self, agent: Agent, act: wire.Act, commands: tuple[decide.Command, ...]) -> None:
+        record = commands[0]
+        assert isinstance(record, decide.Record)  # noqa: S101 - decide.react's contract
+        try:
+            seq = self._record(agent, record.event_type, record.data, severity=record.severity, durable=record.durable)
+        except RecorderUnavailable:
+            self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
+            return
+        finish = partial(self._finish, agent, act, commands[1:], seq, record)
+        if record.durable:
+            self._recording.when_durable(seq, finish)
+        else:
+            finish(durable=True)
+
+    def _finish(
+        self,
+        agent: Agent,
+        act: wire.Act,
+        commands: tuple[decide.Command, ...],
+        seq: int,
+        record: decide.Record,
+        durable: bool,  # noqa: FBT001 - the callback of Recording.when_durable
+    ) -> None:
+        """Answer, now that the record is as durable as it must be; without that, deny."""
+        if not durable:
+            self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
+            return
+        for command in commands:
+            if isinstance(command, decide.Respond):
+                verdict = command.verdict._replace(seq=seq)
+                self._respond(agent, verdict)
+                if verdict.effect == "deny":
+                    self._remember_denial(agent, act, verdict, record)
+            elif isinstance(command, decide.Send):
+                agent.ended_by = agent.ended_by or "policy"
+                self._deliver(agent, AgentSignal[command.signal], "tree")
+
+    def _respond(self, agent: Agent, verdict: wire.Verdict) -> None:
+        if agent.verdicts is not None:
+            agent.verdicts.write(wire.encode(verdict))
+
+    def _record(self, agent: Agent, event_type: str, data: dict[str, Any], **fields: Any) -> int:
+        agent.last_seq = self._recording.append(
+            event_type, data, agent_id=agent.id, agent_name=agent.name, execution_id=agent.execution_id, **fields
+        )
+        return agent.last_seq
+
+    def note(self, agent: Agent, event_type: str, data: dict[str, Any], **fields: Any) -> None:
+        """Record something that already happened to this agent."""
+        self._recording.try_append(
+            event_type, data, agent_id=agent.id, agent_name=agent.name, execution_id=agent.execution_id, **fields
+        )
+
+    # --- repeated denials ------------------------------------------------------------------------------------------
+
+    def _is_repeat(self, agent: Agent, act: wire.Act, decision: Decision, now_s: float) -> bool:
+        """Answer a denial that is already on record and count it; a rule with a signal is never a mere repeat."""
+        key = (act.operation, decision.resource, decision.reason)
+        known = agent.denials.get(key)
+        if known is None or decision.on_violation or decision.retry_after_s is not None:
+            return False
+        if now_s >= known.until_s:
+            self._flush_denial(agent, key)
+            return False
+        known.count += 1
+        self._respond(agent, known.verdict._replace(id=act.id))
+        return True
+
+    def _remember_denial(self, agent: Agent, act: wire.Act, verdict: wire.Verdict, record: decide.Record) -> None:
+        key = (act.operation, verdict.resource, verdict.reason)
+        if len(agent.denials) >= DENIALS_TRACKED_MAX:
+            self._flush_denial(agent, next(iter(agent.denials)))
+        agent.denials[key] = RepeatedDenial(self._loop.time() + DENIAL_WINDOW_S, verdict, record.data)
+        self._loop.call_later(DENIAL_WINDOW_S, self._flush_denial, agent, key)
+        self._notify(agent, "denied", {**record.data, "seq": verdict.seq})
+
+    def _flush_denial(self, agent: Agent, key: tuple[str, str, str]) -> None:
+        known = agent.denials.pop(key, None)
+        if known is not None and known.count:
+            data = {**known.data, "repeats": known.count, "first_seq": known.verdict.seq}
+            self.note(agent, "policy_violation_repeated", data, severity="warning")
+
+    def flush_denials(self, agent: Agent) -> None:
+        for key in list(agent.denials):
+            self._flush_denial(agent, key)
+
+    # --- everything else an agent may say --------------------------------------------------------------------------
+
+    def _on_frame(self, agent: Agent, frame: Any) -> None:
+        match frame:
+            case wire.Hello():
+                if frame.version != wire.VERSION:
+                    raise ProtocolError(f"version {frame.version}, ours is {wire.VERSION}")
+            case wire.Outcome():
+                data = {"action_id": frame.id, "ok": frame.ok, "detail": frame.detail[:TEXT_MAX]}
+                self.note(agent, "action_outcome", data)
+            case wire.Result():
+                agent.result = frame.value
+            case wire.Raised():
+                agent.raised = frame
+                self.note(
+                    agent, "agent_raised", {"type": frame.type, "message": frame.message[:TEXT_MAX]}, severity="error"
+                )
+            case wire.Answer():
+                waiting = agent.pending.pop(frame.id, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(frame)
+            case wire.Call():
+                self._on_call(agent, frame)
+
+    def protocol_fault(self, agent: Agent, error: Exception) -> None:
+        """Record what was wrong with the stream and end that agent; nobody else notices."""
+        if agent.ended:
+            return
+        agent.ended_by = "protocol"
+        agent.violations += 1
+        self.note(agent, "protocol_error", {"error": str(error)[:TEXT_MAX]}, severity="error", durable=True)
+        self._deliver(agent, AgentSignal.SIGKILL, "tree")
+
+    # --- what a sentry says ----------------------------------------------------------------------------------------
+
+    def on_sentry_frame(self, agent: Agent, frame: Any) -> None:
+        """Take in one frame of the (trusted) sentry; Exited and TreeGone belong to `endings`."""
+        match frame:
+            case wire.Spawned():
+                agent.pid, agent.start_ticks = frame.pid, frame.start_ticks
+            case wire.SpawnFailed():
+                agent.spawn_error = frame
+                agent.move(lifecycle.StartFailed())
+                agent.first_seen.set()
+            case wire.StateSeen():
+                self._on_state(agent, frame)
+            case wire.Delivered():
+                waiting = agent.pending.pop(frame.id, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(frame)
+            case wire.LogGrew():
+                agent.log_offset, agent.log_dropped = frame.offset, frame.dropped
+                self._notify(agent, "log", {"offset": frame.offset, "dropped": frame.dropped})
+            case _:
+                pass  # Hello and Pong: arriving is all they do
+
+    def _on_state(self, agent: Agent, frame: wire.StateSeen) -> None:
+        if frame.mechanism == "exec":
+            agent.move(lifecycle.Began())
+        else:
+            agent.mechanism = frame.mechanism if frame.state == "stopped" else ""
+            changed = agent.move(lifecycle.Paused() if frame.state == "stopped" else lifecycle.Resumed())
+            if changed:
+                event = "agent_stopped" if frame.state == "stopped" else "agent_continued"
+                self.note(agent, event, {"mechanism": frame.mechanism})
+                self._notify(agent, "agent", {})
+        agent.first_seen.set()
+
+    def on_exit(self, agent: Agent, frame: wire.Exited) -> None:
+        """Put the exit on record before the sentry may reap."""
+        agent.exit_code, agent.exit_signal = frame.code, frame.signal
+        self.flush_denials(agent)
+        data = {
+            "exit_code": frame.code,
+            "exit_signal": frame.signal,
+            "how": describe_exit(frame.code, frame.signal),
+            "ended_by": agent.ended_by,
+            "cpu_ms": frame.cpu_ms,
+            "actions": agent.actions,
+            "violations": agent.violations,
+        }
+        severity = "info" if frame.code == 0 else "warning"
+        self.note(agent, "agent_exited", data, severity=severity, durable=True)
+        agent.move(lifecycle.Exited())

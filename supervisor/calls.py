@@ -1,0 +1,344 @@
+"""What clients and agents may ask of the kernel: one method a call, one table, who may use it beside it.
+
+Everything an agent asks acts on itself and its descendants only; what would widen its rights is refused and recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from agentos import errors, lifecycle
+from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, BadRequest, NotPermitted, UnknownAgent
+from agentos.faults import to_fault
+from agentos.lifecycle import State
+from agentos.signals import describe_exit, parse_signal
+from agentos.supervisor.agents import Agent
+from agentos.supervisor.policy_source import effective
+from agentos.supervisor.starting import GRACE_S, Request
+from agentos.values import pack_value
+
+if TYPE_CHECKING:
+    from agentos.supervisor.kernel import Kernel
+
+_NO_ARGS: Final = pack_value([], "args")
+_NO_KWARGS: Final = pack_value({}, "kwargs")
+_WAITED: Final = {
+    "stopped": lambda agent: agent.state is State.STOPPED,
+    "running": lambda agent: agent.state is State.RUNNING,
+    "exited": lambda agent: agent.gone.is_set(),
+}
+
+Params = Mapping[str, Any]
+Method = Callable[["Calls", "Caller", Params], Awaitable[Any]]
+
+
+class Caller:
+    """Who asks: the host program, a CLI verb, or an agent (which is then set). `descriptors` came with the call."""
+
+    def __init__(self, who: str, agent: Agent | None = None, descriptors: list[int] | None = None) -> None:
+        self.who = who
+        self.agent = agent
+        self.descriptors = descriptors or []
+        self.peer: Any = None
+
+
+class Calls:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._registered: dict[str, dict[str, Any]] = {}
+
+    async def run(self, caller: Caller, method: str, params: Params) -> Any:
+        """Carry out one call. Raises AgentosError; an unknown or refused method is one."""
+        entry = METHODS.get(method)
+        if entry is None:
+            raise BadRequest(f"unknown call {method!r}{errors.nearest(method, METHODS)}")
+        function, allowed = entry
+        role = "agent" if caller.agent is not None else caller.who
+        if role not in allowed:
+            self._refuse(caller, method, "this call is not for agents" if caller.agent else f"not for a {role}")
+        return await function(self, caller, params)
+
+    def _refuse(self, caller: Caller, method: str, why: str) -> None:
+        if caller.agent is not None:
+            caller.agent.violations += 1
+            data = {"operation": "kernel", "resource": method, "effect": "deny", "reason": why, "layer": "kernel"}
+            self._kernel.broker.note(caller.agent, "policy_violation", data, severity="warning", durable=True)
+        raise NotPermitted(f"{method}: {why}")
+
+    def _agent(self, caller: Caller, params: Params, method: str = "") -> Agent:
+        agent_id = str(params.get("id") or params.get("agent_id") or "")
+        agent = self._kernel.agents.get(agent_id)
+        if caller.agent is not None and (
+            agent is None or not self._kernel.agents.is_descendant(agent, caller.agent.id)
+        ):
+            self._refuse(caller, method or "call", f"{agent_id!r} is not this agent or one of its descendants")
+        if agent is None:
+            raise UnknownAgent(agent_id, [one.name for one in self._kernel.agents.all()])
+        return agent
+
+    # --- starting --------------------------------------------------------------------------------------------------
+
+    async def start(self, caller: Caller, params: Params) -> dict[str, Any]:
+        """Start an agent for the host program."""
+        registered = self._registered.get(params.get("registered") or "", {})
+        agent = await self._start({**registered, **params}, None, caller.descriptors)
+        notes = []
+        if agent.level in ("hooks", "none"):
+            notes.append(f"level {agent.level}: the record is not protected from the agent; see docs/limits.md")
+        return {"id": agent.id, "pid": agent.pid, "level": agent.level, "notes": notes}
+
+    async def _start(self, params: Params, parent: Agent | None, descriptors: list[int]) -> Agent:
+        kernel = self._kernel
+        argv = [str(word) for word in params.get("argv") or []]
+        target = params.get("target")
+        cwd = params.get("cwd") or kernel.boot["cwd"]
+        if not os.path.isdir(cwd):
+            raise BadRequest(f"working directory {cwd!r} does not exist")
+        policy = effective(
+            kernel.policy,
+            kernel.boot,
+            params,
+            command=argv[0] if argv else "",
+            code_paths=() if argv else _code_paths(kernel.boot, target),
+            parent=parent.policy if parent else None,
+        )
+        request = Request(
+            kind="program" if argv else "python",
+            name=_name(params, argv, target),
+            cwd=cwd,
+            argv=argv,
+            target=target,
+            pickle=params.get("pickle"),
+            args=params.get("args") if isinstance(params.get("args"), bytes) else _pack_words(params.get("args")),
+            kwargs=params.get("kwargs") or _NO_KWARGS,
+            env=dict(params.get("env") or {}),
+            env_passed=list(params.get("env_passed") or []),
+            env_all=bool(params.get("env_all")),
+            context=dict(params.get("context") or (parent.context if parent else {})),
+            timeout_s=params.get("timeout_s"),
+            grace_s=float(params.get("grace_s") or GRACE_S),
+            require=params.get("require") or (parent.level if parent else None),
+            start_paused=bool(params.get("start_paused")),
+            policy=policy,
+            policy_name=kernel.policy.name,
+            parent=parent,
+        )
+        return await kernel.starting.start(request, descriptors[0] if descriptors else None)
+
+    async def register(self, _: Caller, params: Params) -> None:
+        """Keep what the host registered, so that agents can name it for their children."""
+        self._registered[params["name"]] = {
+            key: params.get(key) for key in ("name", "pickle", "permissions", "rate_limit", "priority")
+        }
+
+    async def spawn(self, caller: Caller, params: Params) -> str:
+        """Start a registered agent as the caller's child (agents), or as `parent_id`'s (host)."""
+        name = str(params.get("name"))
+        if name not in self._registered:
+            raise errors.NotRegistered(name, self._registered)
+        parent = caller.agent
+        if parent is None and params.get("parent_id"):
+            parent = self._agent(caller, {"id": params["parent_id"]})
+        merged = {**self._registered[name], "args": params.get("args") or _NO_ARGS, "kwargs": params.get("kwargs")}
+        merged["restrictions"] = params.get("restrictions")
+        bounded = parent if caller.agent or params.get("inherit_permissions", True) else None
+        agent = await self._start(merged, bounded, [])
+        agent.parent_id = parent.id if parent else None
+        return agent.id
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    async def ps(self, _: Caller, __: Params) -> dict[str, Any]:
+        run_id = self._kernel.boot["run_id"]
+        return {"run": run_id, "agents": [agent.row(run_id) for agent in self._kernel.agents.all()]}
+
+    async def status(self, caller: Caller, params: Params) -> dict[str, Any]:
+        return self._agent(caller, params, "status").row(self._kernel.boot["run_id"])
+
+    async def inspect(self, caller: Caller, params: Params) -> dict[str, Any]:
+        return self._kernel.describe(self._agent(caller, params, "inspect"))
+
+    async def follow(self, caller: Caller, params: Params) -> dict[str, Any]:
+        """Send notices about one agent (or "*") to this client from now on."""
+        caller.peer.follows.add(params.get("id") or "*")
+        agent = self._kernel.agents.get(params.get("id") or "")
+        return {"offset": agent.log_offset, "gone": agent.gone.is_set()} if agent else {}
+
+    # --- acting ----------------------------------------------------------------------------------------------------
+
+    async def signal(self, caller: Caller, params: Params) -> dict[str, Any]:
+        agent = self._agent(caller, params, "send_signal")
+        signal = parse_signal(params["signal"])
+        done = await self._kernel.endings.send(agent, signal, params.get("scope"), caller.who)
+        state = lifecycle.public_state(agent.state)
+        return {"ok": done.ok, "processes": done.processes, "mechanism": done.mechanism, "detail": done.detail,
+                "state": state}  # fmt: skip
+
+    async def stop(self, caller: Caller, params: Params) -> dict[str, Any]:
+        agent = self._agent(caller, params)
+        await self._kernel.endings.stop(agent, params.get("grace_s"), caller.who)
+        how = describe_exit(agent.exit_code, agent.exit_signal)
+        return {"ok": True, "exit_code": agent.exit_code, "exit_signal": agent.exit_signal, "detail": how}
+
+    async def wait(self, caller: Caller, params: Params) -> dict[str, Any]:
+        """Return once the agent reached `state` (exited, stopped, running) or ended. Raises AgentTimeoutError."""
+        agent = self._agent(caller, params)
+        reached = _WAITED.get(params.get("state") or "exited")
+        if reached is None:
+            raise BadRequest(f"unknown state {params.get('state')!r}; known: {', '.join(_WAITED)}")
+        limit_s = params.get("timeout_s")
+        try:
+            await asyncio.wait_for(_until(agent, reached), limit_s)
+        except TimeoutError:
+            raise AgentTimeoutError(f"{agent.name} did not get there within {limit_s:g} s", agent_id=agent.id,
+                                    timeout_s=limit_s) from None  # fmt: skip
+        return {"state": lifecycle.public_state(agent.state), "exit_code": agent.exit_code,
+                "exit_signal": agent.exit_signal, "ended_by": agent.ended_by}  # fmt: skip
+
+    async def result(self, caller: Caller, params: Params) -> bytes:
+        """Wait for the end of a Python agent and return its packed result. Raises how else it ended."""
+        agent = self._agent(caller, params)
+        await agent.gone.wait()
+        return outcome(agent)
+
+    async def wait_all(self, caller: Caller, params: Params) -> list[bytes]:
+        """Wait until all of `ids` ended; their packed results in order, else every failure at once."""
+        agents = [self._agent(caller, {"id": one}, "wait_all") for one in params["ids"]]
+        if caller.agent is not None and not caller.agent.ended:
+            caller.agent.move(lifecycle.Blocked())
+        for agent in agents:
+            await agent.gone.wait()
+        if caller.agent is not None and not caller.agent.ended:
+            caller.agent.move(lifecycle.Unblocked())
+        results, failures = [], []
+        for agent in agents:
+            try:
+                results.append(outcome(agent))
+            except AgentosError as error:
+                failures.append(error)
+        if failures:
+            raise SeveralFailed(failures)
+        return results
+
+    async def log(self, _: Caller, params: Params) -> str:
+        """Write one event of the host program's own; returns its id."""
+        kernel = self._kernel
+        seq = kernel.recording.append(
+            params["event_type"], dict(params.get("data") or {}), severity=params.get("severity") or "info",
+            agent_id=str(params.get("agent_id") or ""), durable=True,
+        )  # fmt: skip
+        await kernel.recording.durable(seq)
+        return f"{kernel.boot['run_id']}-{seq}"
+
+    async def save_state(self, caller: Caller, params: Params) -> None:
+        assert caller.agent is not None  # noqa: S101 - the table lets only agents in
+        if not isinstance(params.get("value"), bytes):
+            raise BadRequest("save_state takes packed bytes")
+        caller.agent.saved_state = params["value"]
+        self._kernel.broker.note(caller.agent, "state_saved", {"bytes": len(params["value"])})
+
+    async def detach(self, caller: Caller, _: Params) -> None:
+        """The host may go; the kernel stays until its last agent ended."""
+        self._kernel.attached = False
+        caller.peer.is_host = False
+        self._kernel.end_if_idle()
+
+    async def shutdown(self, _: Caller, __: Params) -> None:
+        await self._kernel.shut_down("shutdown")
+
+
+class SeveralFailed(AgentosError):
+    """Several agents failed: travels as one Fault with `errors`, arrives as an ExceptionGroup."""
+
+    def __init__(self, failures: list[AgentosError]) -> None:
+        super().__init__(f"{len(failures)} of the agents failed")
+        faults = [to_fault(0, failure) for failure in failures]
+        self.errors = [[fault.error, fault.message, fault.fields] for fault in faults]
+
+
+def outcome(agent: Agent) -> bytes:
+    """Return the packed result of an ended agent, or raise what became of it."""
+    if agent.timed_out:
+        raise AgentTimeoutError(
+            f"{agent.name} ran longer than {agent.timeout_s:g} s", agent_id=agent.id, timeout_s=agent.timeout_s or 0.0
+        )
+    if agent.raised is not None and agent.raised.violation is not None:
+        raise violation(agent.raised.violation)
+    if agent.raised is not None:
+        raised = agent.raised
+        raise AgentFailed(f"{agent.name} raised {raised.type}: {raised.message}", agent_id=agent.id,
+                          remote_type=raised.type, remote_traceback=raised.traceback)  # fmt: skip
+    if agent.result is not None and agent.exit_code == 0:
+        return agent.result
+    if agent.ended_by == "policy":
+        last = f"{agent.name} was ended by its policy"
+        raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
+    how = describe_exit(agent.exit_code, agent.exit_signal)
+    raise AgentFailed(f"{agent.name} ended without a result: {how}", agent_id=agent.id, exit_code=agent.exit_code,
+                      signal=agent.exit_signal)  # fmt: skip
+
+
+def violation(fields: Mapping[str, Any]) -> errors.PolicyViolationError:
+    """Return the error for what the agent says it was refused; only known fields, as plain text."""
+    return errors.PolicyViolationError(
+        str(fields.get("operation", "?")), str(fields.get("resource", "?")), reason=str(fields.get("reason", "?")),
+        rule=fields.get("rule") if isinstance(fields.get("rule"), int) else None,
+        rule_name=str(fields["rule_name"]) if fields.get("rule_name") else None,
+        event_id=str(fields["event_id"]) if fields.get("event_id") else None,
+    )  # fmt: skip
+
+
+async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:
+    changed = asyncio.Event()
+    agent.changed.append(changed.set)
+    try:
+        while not reached(agent) and not agent.gone.is_set():
+            changed.clear()
+            await changed.wait()
+    finally:
+        agent.changed.remove(changed.set)
+
+
+def _name(params: Params, argv: list[str], target: str | None) -> str:
+    if params.get("name"):
+        return str(params["name"])
+    return os.path.basename(argv[0]) if argv else str(target or "agent").rpartition(":")[2]
+
+
+def _pack_words(words: Any) -> bytes:
+    return pack_value([str(word) for word in words or ()], "args")
+
+
+def _code_paths(boot: Mapping[str, Any], target: str | None) -> list[str]:
+    paths = [str(path) for path in boot["sys_path"] if path]
+    if target and ".py:" in target:
+        paths.append(os.path.dirname(os.path.abspath(os.path.join(boot["cwd"], target.rpartition(":")[0]))))
+    return paths
+
+
+_ANYONE: Final = frozenset({"host", "cli"})
+_HOST: Final = frozenset({"host"})
+_ALSO_AGENTS: Final = frozenset({"host", "cli", "agent"})
+
+METHODS: Final[dict[str, tuple[Method, frozenset[str]]]] = {
+    "start": (Calls.start, _HOST),
+    "register": (Calls.register, _HOST),
+    "detach": (Calls.detach, _HOST),
+    "shutdown": (Calls.shutdown, _HOST),
+    "result": (Calls.result, _HOST),
+    "log": (Calls.log, _HOST),
+    "ps": (Calls.ps, _ANYONE),
+    "inspect": (Calls.inspect, _ANYONE),
+    "follow": (Calls.follow, _ANYONE),
+    "stop": (Calls.stop, _ANYONE),
+    "wait": (Calls.wait, _ANYONE),
+    "signal": (Calls.signal, _ANYONE),
+    "send_signal": (Calls.signal, _ALSO_AGENTS),
+    "status": (Calls.status, _ALSO_AGENTS),
+    "spawn": (Calls.spawn, frozenset({"host", "agent"})),
+    "wait_all": (Calls.wait_all, frozenset({"host", "agent"})),
+    "save_state": (Calls.save_state, frozenset({"agent"})),
+}

@@ -1,0 +1,206 @@
+"""Signals to agents, and how agents end: stop, time-out, a dead or hung sentry. Everything confirmed, nothing assumed.
+
+Clocks that watch an agent stand still while it is stopped (RunningTime). A signal is delivered by the sentry and is
+done when the sentry says that Linux says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal as posix
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from agentos import lifecycle, wire
+from agentos.clock import Clock, RunningTime
+from agentos.errors import StillAlive
+from agentos.lifecycle import State
+from agentos.signals import AgentSignal, default_scope
+from agentos.supervisor import linux
+from agentos.supervisor.agents import Agent, Agents
+from agentos.supervisor.broker import Broker
+
+PING_EVERY_S: Final = 1.0
+STOPPED_SENTRY_S: Final = 2.0  # an agent of the same uid may SIGSTOP its sentry; a stopped sentry answers nothing
+HUNG_SENTRY_S: Final = 15.0  # not stopped, only slow: a loaded machine must not cost agents their lives
+CONFIRM_LIMIT_S: Final = 70.0  # the sentry's own limits are below this
+
+
+class Endings:
+    def __init__(self, loop: asyncio.AbstractEventLoop, agents: Agents, clock: Clock) -> None:
+        self._loop = loop
+        self._agents = agents
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.broker: Broker  # set by the kernel, which makes both
+        self.on_gone: Callable[[Agent], None] = lambda _: None
+
+    # --- signals ---------------------------------------------------------------------------------------------------
+
+    async def send(self, agent: Agent, signal: AgentSignal, scope: str | None, sender: str) -> wire.Delivered:
+        """Deliver `signal` and return what was confirmed. Recorded before and after; an ended agent is not an error."""
+        where = scope or default_scope(signal)
+        data = {"signal": signal.name, "scope": where, "sender": sender}
+        self.broker.note(agent, "signal_sent", data, durable=True)
+        done = await self._deliver(agent, signal, where)
+        self.broker.note(agent, "signal_confirmed", {**data, "ok": done.ok, "processes": done.processes})
+        return done
+
+    def send_soon(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
+        """Deliver without waiting: for on_violation and protocol faults, which are on record already."""
+        self.broker.note(agent, "signal_sent", {"signal": signal.name, "scope": scope, "sender": "kernel"})
+        self._tell(agent, wire.Deliver(next(self._ids), signal.value, scope))
+
+    async def _deliver(self, agent: Agent, signal: AgentSignal, scope: str) -> wire.Delivered:
+        request = wire.Deliver(next(self._ids), signal.value, scope)
+        if agent.ended or agent.to_sentry is None:
+            return wire.Delivered(request.id, agent.gone.is_set(), 0, "none", "already ended")
+        future: asyncio.Future[wire.Delivered] = self._loop.create_future()
+        agent.pending[request.id] = future
+        self._tell(agent, request)
+        try:
+            return await asyncio.wait_for(future, CONFIRM_LIMIT_S)
+        except TimeoutError:
+            return wire.Delivered(request.id, False, 0, "none", f"not confirmed within {CONFIRM_LIMIT_S:g} s")
+        finally:
+            agent.pending.pop(request.id, None)
+
+    def _tell(self, agent: Agent, frame: Any) -> None:
+        if agent.to_sentry is not None:
+            agent.to_sentry.write(wire.encode(frame))
+
+    # --- stop ------------------------------------------------------------------------------------------------------
+
+    async def stop(self, agent: Agent, grace_s: float | None, sender: str) -> None:
+        """TERM, CONT, grace, KILL; returns when nothing of the tree lives. Raises StillAlive."""
+        agent.ended_by = agent.ended_by or "stop"
+        if not agent.ended:
+            await self.send(agent, AgentSignal.SIGTERM, "leader", sender)
+            if agent.state is State.STOPPED:  # a stopped process takes no TERM before it goes on
+                await self.send(agent, AgentSignal.SIGCONT, "tree", sender)
+            with contextlib.suppress(TimeoutError):
+                await self._within_running_time(agent, agent.grace_s if grace_s is None else grace_s)
+        await self.kill(agent, sender)
+
+    async def kill(self, agent: Agent, sender: str) -> None:
+        """KILL the tree and wait until nothing of it lives. Raises StillAlive."""
+        if not agent.ended:
+            await self.send(agent, AgentSignal.SIGKILL, "tree", sender)
+        try:
+            await asyncio.wait_for(agent.gone.wait(), CONFIRM_LIMIT_S)
+        except TimeoutError:
+            raise StillAlive(f"{agent.name} still lives (pid {agent.pid}); see `agentos inspect {agent.id}`") from None
+
+    async def _within_running_time(self, agent: Agent, limit_s: float) -> None:
+        """Wait for the end, at most `limit_s` of running time. Raises TimeoutError."""
+        clock = RunningTime(limit_s)
+        while not agent.gone.is_set():
+            now = self._loop.time()
+            (clock.pause if agent.state is State.STOPPED else clock.resume)(now)
+            left = clock.left_s(now)
+            if left <= 0:
+                raise TimeoutError
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(agent.gone.wait(), min(left, 0.1))
+
+    # --- time-out --------------------------------------------------------------------------------------------------
+
+    def watch_time(self, agent: Agent) -> None:
+        """Start the time-out clock of an agent that has one, and keep it true across stops."""
+        if agent.timeout_s is None:
+            return
+        agent.clock = RunningTime(agent.timeout_s)
+        agent.changed.append(partial(self._set_timer, agent))
+        self._set_timer(agent)
+
+    def _set_timer(self, agent: Agent) -> None:
+        timer = self._timers.pop(agent.id, None)
+        if timer is not None:
+            timer.cancel()
+        if agent.clock is None or agent.ended:
+            return
+        now = self._loop.time()
+        if agent.state is State.STOPPED:
+            agent.clock.pause(now)
+            return
+        agent.clock.resume(now)
+        delay_s = max(0.0, agent.clock.left_s(now))
+        self._timers[agent.id] = self._loop.call_later(delay_s, self._time_is_over, agent)
+
+    def _time_is_over(self, agent: Agent) -> None:
+        if not agent.ended and not agent.timed_out:
+            agent.timed_out, agent.ended_by = True, "timeout"
+            task = self._loop.create_task(self._end_after_timeout(agent))
+            self._tasks.add(task)  # the loop itself keeps only weak references
+            task.add_done_callback(self._tasks.discard)
+
+    async def _end_after_timeout(self, agent: Agent) -> None:
+        self.broker.note(agent, "agent_timeout", {"timeout_s": agent.timeout_s}, severity="warning")
+        await self.send(agent, AgentSignal.SIGALRM, "leader", "kernel")
+        with contextlib.suppress(TimeoutError):
+            await self._within_running_time(agent, agent.grace_s)
+        with contextlib.suppress(StillAlive):
+            await self.kill(agent, "kernel")
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def on_tree_gone(self, agent: Agent, frame: wire.TreeGone) -> None:
+        if frame.leftover:
+            data = {"processes": frame.leftover}
+            self.broker.note(agent, "leftovers_killed", data, severity="warning")
+        self.finish(agent)
+
+    def on_sentry_died(self, agent: Agent, frame: wire.Died) -> None:
+        """The zygote reaped a sentry, and has ended what it left. After TreeGone that is the normal course."""
+        if agent.gone.is_set():
+            return
+        agent.lost = not agent.ended
+        data = {"sentry_pid": frame.pid, "status": frame.status, "orphans": frame.orphans}
+        self.broker.note(agent, "sentry_lost", data, severity="error", durable=True)
+        if agent.lost:
+            agent.exit_signal, agent.ended_by = posix.SIGKILL, "sentry lost"
+        self.finish(agent)
+
+    def finish(self, agent: Agent) -> None:
+        """Nothing of the agent lives any more, or nothing was started: close its books."""
+        if agent.gone.is_set():
+            return
+        agent.ended_ns = self._clock.wall_ns()
+        agent.gone.set()  # before the move: whoever that wakes finds it so
+        agent.move(lifecycle.Gone())
+        agent.first_seen.set()
+        for future in agent.pending.values():
+            if not future.done():
+                future.set_result(wire.Delivered(0, True, 0, "none", "ended"))
+        agent.pending.clear()
+        self.on_gone(agent)
+
+    # --- heartbeat -------------------------------------------------------------------------------------------------
+
+    async def watch_sentries(self) -> None:
+        """Ping every sentry; SIGKILL one that is stopped or hung: its tree then dies, nothing runs unwatched."""
+        while True:
+            await asyncio.sleep(PING_EVERY_S)
+            now = self._loop.time()
+            for agent in self._agents.living():
+                if agent.to_sentry is None:
+                    continue
+                self._end_silent_sentry(agent, now - agent.last_pong_s)
+                self._tell(agent, wire.Ping(next(self._ids)))
+
+    def _end_silent_sentry(self, agent: Agent, silent_s: float) -> None:
+        if silent_s < STOPPED_SENTRY_S or not agent.sentry_pid:
+            return
+        found = linux.read_stat(str(agent.sentry_pid))
+        stopped = found is not None and found.state in "Tt"
+        if found is not None and (stopped or silent_s > HUNG_SENTRY_S):
+            data = {"silent_s": round(silent_s, 1), "stopped": stopped}
+            self.broker.note(agent, "sentry_hung", data, severity="error")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(agent.sentry_pid, posix.SIGKILL)  # not reaped before its Died reached us: cannot be reused

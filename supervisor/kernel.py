@@ -1,0 +1,257 @@
+"""The kernel process: one uvloop loop that holds everything together, and the end of it.
+
+Wires broker, starting, endings, recording and control to the zygote, the recorder and the clients. It goes when its
+host is gone (attached), when its last agent ended (detached), or at `shutdown`; its runtime directory goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import uvloop
+
+from agentos import wire
+from agentos.clock import SystemClock, rfc3339
+from agentos.errors import AgentosError, HostError, ProtocolError
+from agentos.faults import to_fault
+from agentos.recorder.journal import JournalWriter
+from agentos.signals import AgentSignal
+from agentos.supervisor import linux
+from agentos.supervisor.agents import Agent, Agents
+from agentos.supervisor.broker import Broker
+from agentos.supervisor.calls import Caller, Calls
+from agentos.supervisor.control import Control, Peer
+from agentos.supervisor.endings import Endings
+from agentos.supervisor.policy_source import load_policy
+from agentos.supervisor.recorder_link import RecorderLink
+from agentos.supervisor.recording import Recording
+from agentos.supervisor.starting import Starting, nofile_limits
+from agentos.supervisor.zygote_link import ZygoteLink
+
+SHUTDOWN_LIMIT_S: Final = 10.0
+NOTICE_BYTES_MAX: Final = 256 * 1024  # a follower that reads slower loses doorbells, which are only hints
+
+
+def main(boot: dict[str, Any], host_fd: int, zygote_fd: int) -> NoReturn:
+    """Run as the kernel process. Never returns."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(_run(loop, boot, host_fd, zygote_fd))
+    os._exit(0)
+
+
+async def _run(loop: asyncio.AbstractEventLoop, boot: dict[str, Any], host_fd: int, zygote_fd: int) -> None:
+    sock = socket.socket(fileno=host_fd)
+    try:
+        kernel = Kernel(loop, boot, socket.socket(fileno=zygote_fd))
+        await kernel.open()
+    except (AgentosError, OSError) as error:  # the host waits for Hello: tell it why there will be none
+        named = error if isinstance(error, AgentosError) else HostError(f"the kernel cannot start: {error}")
+        sock.sendall(wire.encode(to_fault(0, named)))
+        return
+    kernel.control.adopt_host(sock.detach())
+    await kernel.finished.wait()
+
+
+class Kernel:
+    def __init__(self, loop: asyncio.AbstractEventLoop, boot: dict[str, Any], zygote: socket.socket) -> None:
+        self.loop = loop
+        self.boot = boot
+        self.policy = load_policy(boot)
+        self.attached: bool = boot["attached"]
+        self.finished = asyncio.Event()
+        self.agents = Agents()
+        self._clock = SystemClock()
+        self._ids = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._shutting_down = False
+        boot["nofile"] = nofile_limits()
+        boot["umask"] = os.umask(0o077)
+        _make_directories(boot)
+        self._lock = _take_lock(boot["runtime"])
+        journal = JournalWriter(Path(boot["state"]) / "journal", run_id=boot["run_id"])
+        self.recording = Recording(loop, journal, self._clock)
+        self.zygote = ZygoteLink(loop, zygote, on_died=self._on_died)
+        self._recorder = RecorderLink(loop, boot, self.recording, self.zygote)
+        self.endings = Endings(loop, self.agents, self._clock)
+        self.endings.on_gone = self._on_gone
+        self.calls = Calls(self)
+        self.broker = Broker(
+            loop, self.recording, self._clock,
+            deliver=self._deliver_soon, on_call=self._on_agent_call, notify=self._notify,
+        )  # fmt: skip
+        self.endings.broker = self.broker
+        self.starting = Starting(
+            loop, boot, self.agents, self.recording, self._clock, self.broker, self.endings, self.zygote.fork_sentry
+        )
+        self.control = Control(
+            loop,
+            on_call=self._on_call,
+            on_host_gone=self._on_host_gone,
+            is_sentry=lambda pid: self.agents.by_sentry(pid) is not None,
+            on_refused=lambda data: self.recording.try_append("control_refused", data, severity="warning"),
+        )
+
+    # --- start and end ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Bring up recorder and control socket; the first event is on record when this returns."""
+        await self._recorder.start()
+        boot = self.boot
+        first = self.recording.append("kernel_started", {
+            "run": boot["run_id"], "policy": self.policy.name, "policy_hash": self.policy.hash,
+            "workspace": boot["workspace"], "attached": self.attached, "kernel_pid": os.getpid(),
+        })  # fmt: skip
+        await self.recording.durable(first)
+        self.control.listen(boot["runtime"])
+        meta = {"run": boot["run_id"], "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "uid": os.getuid(),
+                "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": self.policy.name}  # fmt: skip
+        for directory in (boot["runtime"], boot["state"]):
+            (Path(directory) / "meta.json").write_text(json.dumps(meta))
+        self._spawn_task(self.endings.watch_sentries())
+
+    async def shut_down(self, why: str) -> None:
+        """End every agent, put that on record, and finish. Idempotent."""
+        if self._shutting_down:
+            return
+        self._shutting_down = True
+        await asyncio.gather(
+            *(self.endings.kill(agent, "kernel") for agent in self.agents.living()), return_exceptions=True
+        )
+        self.recording.try_append("kernel_stopped", {"why": why}, durable=True)
+        with contextlib.suppress(AgentosError):
+            await self.recording.durable(self.recording.last_seq)
+        self.recording.close()
+        await self._recorder.stop()
+        self.loop.call_later(0.01, self._leave)  # after the answer to `shutdown` left
+
+    def _leave(self) -> None:
+        self.control.close()
+        shutil.rmtree(self.boot["runtime"], ignore_errors=True)
+        shutil.rmtree(self.boot["tmp"], ignore_errors=True)
+        self.finished.set()
+
+    def end_if_idle(self) -> None:
+        if not self.attached and not self.agents.living():
+            self._spawn_task(self.shut_down("last agent ended"))
+
+    def _on_host_gone(self) -> None:
+        """Attached: nobody is left to answer for the agents. They end now."""
+        if self.attached:
+            self._spawn_task(self.shut_down("host program gone"))
+
+    def _on_died(self, frame: wire.Died) -> None:
+        if frame.pid == self._recorder.pid:
+            if not self._shutting_down:
+                self._spawn_task(self._recorder.restart(frame.status))
+            return
+        agent = self.agents.by_sentry(frame.pid)
+        if agent is not None:
+            self.endings.on_sentry_died(agent, frame)
+
+    def _on_gone(self, agent: Agent) -> None:
+        agent.close(self.loop)
+        self.loop.run_in_executor(None, partial_rmtree(Path(self.boot["tmp"]) / agent.id))
+        self._notify(agent, "agent", {})
+        self.end_if_idle()
+
+    # --- frames to and from clients --------------------------------------------------------------------------------
+
+    def _spawn_task(self, coroutine: Any) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
+        caller = Caller("host" if peer.is_host else "cli", descriptors=[os.dup(one) for one in descriptors])
+        caller.peer = peer
+        self._spawn_task(self._answer(caller, call, peer.send))
+
+    def _on_agent_call(self, agent: Agent, call: wire.Call) -> None:
+        def send(frame: Any) -> None:
+            if agent.calls is not None:
+                agent.calls.write(wire.encode(frame))
+
+        self._spawn_task(self._answer(Caller(f"agent {agent.id}", agent), call, send))
+
+    async def _answer(self, caller: Caller, call: wire.Call, send: Any) -> None:
+        try:
+            if caller.agent is not None:
+                self.broker.note(caller.agent, "kernel_call", {"method": call.method})
+            value = await self.calls.run(caller, call.method, call.params)
+            send(wire.Reply(call.id, value))
+        except AgentosError as error:
+            send(_fault(call.id, error))
+        except Exception as error:  # noqa: BLE001 - the top loop of every call: a bug must not leave its caller waiting
+            self.recording.try_append("kernel_fault", {"call": call.method, "error": repr(error)}, severity="critical")
+            send(wire.Fault(call.id, "AgentosError", f"internal error in {call.method}: {error!r}", {}))
+        finally:
+            for descriptor in caller.descriptors:
+                os.close(descriptor)
+
+    def _deliver_soon(self, agent: Agent, sig: AgentSignal, scope: str) -> None:
+        self.endings.send_soon(agent, sig, scope)
+
+    def _notify(self, agent: Agent, topic: str, data: dict[str, Any]) -> None:
+        """Tell followers. A slow one loses hints, never holds anything up; state and log are read from their source."""
+        if topic == "agent":
+            data = agent.row(self.boot["run_id"]) | {"gone": agent.gone.is_set()}
+        if topic == "denied" and "seq" in data:
+            data = {**data, "event_id": f"{self.boot['run_id']}-{data['seq']}"}
+        for peer in self.control.peers():
+            wanted = "*" in peer.follows or agent.id in peer.follows
+            if wanted and (topic == "agent" or peer.pending_bytes < NOTICE_BYTES_MAX):
+                with contextlib.suppress(ProtocolError):
+                    peer.send(wire.Notice(topic, {**data, "id": agent.id}))
+
+    def describe(self, agent: Agent) -> dict[str, Any]:
+        """Return everything `inspect` shows: what is true of this agent and of its kernel now."""
+        found = linux.read_stat(str(agent.pid)) if agent.pid and not agent.gone.is_set() else None
+        return agent.row(self.boot["run_id"]) | {
+            "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "recorder_pid": self._recorder.pid,
+            "guard_pid": self.boot["guard_pid"], "workspace": self.boot["workspace"], "cwd": agent.cwd,
+            "environment": agent.environment_names, "linux_state": found.state if found else None,
+            "walls": ["audit hooks"] if agent.level == "hooks" else [], "timeout_s": agent.timeout_s,
+            "grace_s": agent.grace_s, "log": {"directory": self.boot["logs"], "offset": agent.log_offset,
+            "dropped_bytes": agent.log_dropped}, "last_event": f"{self.boot['run_id']}-{agent.last_seq}",
+            "recorder": {"storage": self.boot["storage"], "last_seq": self.recording.last_seq,
+            "durable_seq": self.recording.durable_seq, "lost": self.recording.lost},
+        }  # fmt: skip
+
+
+def _fault(request_id: int, error: AgentosError) -> wire.Fault:
+    fault = to_fault(request_id, error)
+    several = getattr(error, "errors", None)
+    return fault._replace(error="ExceptionGroup", fields={"errors": several}) if several is not None else fault
+
+
+def partial_rmtree(path: Path) -> Any:
+    """Return a call that removes a tree an agent wrote; rmtree follows no symlink."""
+    return lambda: shutil.rmtree(path, ignore_errors=True)
+
+
+def _make_directories(boot: dict[str, Any]) -> None:
+    for path in (boot["runtime"], boot["state"], boot["logs"], boot["tmp"], os.path.join(boot["state"], "journal")):
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _take_lock(runtime: str) -> int:
+    """Hold the run's lock for life: its flock is how others know that we live. Raises HostError."""
+    descriptor = os.open(os.path.join(runtime, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HostError(f"{runtime} belongs to another kernel that is alive") from None
+    return descriptor

@@ -1,0 +1,240 @@
+"""The sentry: parent, subreaper and guard of one agent's process tree. One per agent; decides nothing.
+
+It starts the agent, delivers signals and says only what Linux confirmed, copies the agent's output to its log, reports
+the exit before it reaps (WNOWAIT), and ends the tree when told to or when the kernel is gone (end of its pipe).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any, Final, NoReturn
+
+from agentos import wire
+from agentos.logfile import RECORD_BYTES_MAX, STDERR, STDOUT, LogWriter
+from agentos.supervisor import linux, pipes, tree
+from agentos.supervisor.spawn import Stdio, fork_agent
+
+STOP_LIMIT_S: Final = 5.0  # a runaway fork bomb without a pids limit may take longer; the answer then says so
+KILL_LIMIT_S: Final = 60.0
+DOORBELL_S: Final = 0.02  # followers of the log are told at most fifty times a second
+_OUTPUT_READS_AT_END: Final = 1024  # what a pipe can hold, many times over: the drain is bounded
+
+
+def main(params: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Run as the sentry. `descriptors`: from kernel, to kernel, stdin, then up, down, calls for a Python agent."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    linux.set_subreaper()
+    Sentry(params, descriptors).run()
+    os._exit(0)
+
+
+class Sentry:
+    def __init__(self, params: dict[str, Any], descriptors: list[int]) -> None:
+        self._from_kernel, self._to_kernel, stdin, *channel = descriptors
+        self._decoder = wire.Decoder(wire.TO_SENTRY)
+        self._log = LogWriter(params["logs"], params["id"])
+        self._log_told = self._log_bell_at = 0.0
+        self._exit_told = False
+        self._wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._poller = select.poll()
+        self._start(params, stdin, tuple(channel))
+
+    # --- start -----------------------------------------------------------------------------------------------------
+
+    def _start(self, params: dict[str, Any], stdin: int, channel: tuple[int, ...]) -> None:
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        self.leader, self._status = fork_agent(params, Stdio(stdin, out_write, err_write), channel)
+        for descriptor in (stdin, out_write, err_write, *channel):
+            os.close(descriptor)
+        found = linux.read_stat(str(self.leader))
+        self._tell(wire.Spawned(self.leader, found.start_ticks if found else 0))
+        self._outputs = {out_read: STDOUT, err_read: STDERR}
+        for descriptor in (*self._outputs, self._from_kernel, self._wakeup, self._status):
+            if descriptor in self._outputs:
+                os.set_blocking(descriptor, False)
+            self._poller.register(descriptor, select.POLLIN)
+
+    def _read_status(self) -> None:
+        """End of the status pipe: exec succeeded. Text first: it did not."""
+        self._poller.unregister(self._status)
+        text = os.read(self._status, 4096).decode(errors="replace")
+        os.close(self._status)
+        if text:
+            code, _, what = text.partition(" ")
+            self._tell(wire.SpawnFailed(int(code), what))
+        else:
+            self._tell(wire.StateSeen("running", "exec"))
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while True:
+            for descriptor, _ in self._poller.poll(self._poll_ms()):
+                if descriptor == self._from_kernel:
+                    self._read_kernel()
+                elif descriptor == self._status:
+                    self._read_status()
+                elif descriptor in self._outputs:
+                    self._copy_output(descriptor)
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wakeup, 4096)
+                    self._look_at_children()
+            self._ring_log_bell()
+
+    def _poll_ms(self) -> float | None:
+        if self._log_told == self._log.offset:
+            return None
+        return max(0.0, (self._log_bell_at - time.monotonic()) * 1000)
+
+    def _read_kernel(self) -> None:
+        frames = pipes.read_frames(self._from_kernel, self._decoder)
+        if frames is None:
+            self._end(told=False)
+        for frame in frames or ():
+            match frame:
+                case wire.Deliver():
+                    self._deliver(frame)
+                case wire.Ping():
+                    self._tell(wire.Pong(frame.id))
+                case wire.Reap():
+                    self._end(told=True)
+
+    def _look_at_children(self) -> None:
+        """SIGCHLD coalesces, so look at everything: the leader without reaping, adopted orphans to the end."""
+        for member in tree.members(os.getpid()):
+            if member.state == "Z" and member.parent == os.getpid() and member.pid != self.leader:
+                os.waitpid(member.pid, os.WNOHANG)
+        flags = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT
+        seen = None if self._exit_told else os.waitid(os.P_PID, self.leader, flags)
+        if seen is None:
+            return
+        if seen.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED, os.CLD_TRAPPED):
+            os.waitid(os.P_PID, self.leader, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            self._tell_state("job control")
+        else:
+            self._tell_exit(seen)
+
+    def _tell_state(self, mechanism: str) -> None:
+        """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
+        found = linux.read_stat(str(self.leader))
+        if found is not None and found.state not in "ZX":
+            self._tell(wire.StateSeen("stopped" if found.state in "Tt" else "running", mechanism))
+
+    def _tell_exit(self, seen: os.waitid_result) -> None:
+        self._exit_told = True
+        self._drain_outputs()
+        code = seen.si_status if seen.si_code == os.CLD_EXITED else None
+        number = None if code is not None else seen.si_status
+        self._ring_log_bell(now=True)
+        self._tell(wire.Exited(code, number, *self._usage()))
+
+    def _usage(self) -> tuple[int, int]:
+        """CPU milliseconds and peak kilobytes of the leader: a zombie still has its stat, its memory is gone."""
+        try:
+            with open(f"/proc/{self.leader}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0, 0
+        return (int(fields[11]) + int(fields[12])) * 1000 // linux.TICKS_PER_S, 0
+
+    # --- signals ---------------------------------------------------------------------------------------------------
+
+    def _deliver(self, frame: wire.Deliver) -> None:
+        number = signal.Signals(frame.signal)
+        if frame.scope == "leader":
+            ok = self._signal_leader(number)
+            self._tell(wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else "already ended"))
+            return
+        result = self._signal_tree(number)
+        detail = f"not confirmed for {', '.join(map(str, result.remaining))}" if result.remaining else ""
+        self._tell_state("signal(tree)")
+        self._tell(wire.Delivered(frame.id, result.ok, result.processes, "signal(tree)", detail))
+
+    def _signal_tree(self, number: signal.Signals) -> tree.TreeResult:
+        me = os.getpid()
+        if number == signal.SIGSTOP:
+            return tree.stop(me, limit_s=STOP_LIMIT_S, beat=self._beat)
+        if number == signal.SIGCONT:
+            return tree.resume(me)
+        if number == signal.SIGKILL:
+            return self._kill_tree()
+        reached = [tree.send(member, number) for member in tree.members(me) if member.state not in "ZX"]
+        return tree.TreeResult(sum(reached), ())
+
+    def _signal_leader(self, number: signal.Signals) -> bool:
+        """The leader is our child and not reaped yet, so its pid cannot belong to anybody else."""
+        found = linux.read_stat(str(self.leader))
+        if found is None or found.state in "ZX":
+            return False
+        os.kill(self.leader, number)
+        return number != signal.SIGKILL or self._kill_tree().ok
+
+    def _kill_tree(self) -> tree.TreeResult:
+        """Stop first, then kill: what is stopped cannot fork away from the list."""
+        tree.stop(os.getpid(), limit_s=STOP_LIMIT_S, beat=self._beat)
+        return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat)
+
+    def _beat(self) -> None:
+        """A long tree operation must not look like a hung sentry."""
+        self._tell(wire.Pong(0))
+
+    # --- output ----------------------------------------------------------------------------------------------------
+
+    def _copy_output(self, descriptor: int) -> bool:
+        """Copy one read to the log; False when there was nothing. At the end of the stream it is forgotten."""
+        try:
+            data = os.read(descriptor, RECORD_BYTES_MAX)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._poller.unregister(descriptor)
+            del self._outputs[descriptor]
+            os.close(descriptor)
+            return False
+        self._log.append(self._outputs[descriptor], data, time.time_ns())
+        return True
+
+    def _drain_outputs(self) -> None:
+        for descriptor in list(self._outputs):
+            for _ in range(_OUTPUT_READS_AT_END):
+                if not self._copy_output(descriptor):
+                    break
+
+    def _ring_log_bell(self, *, now: bool = False) -> None:
+        if self._log_told == self._log.offset or (not now and time.monotonic() < self._log_bell_at):
+            return
+        self._log_told = self._log.offset
+        self._log_bell_at = time.monotonic() + DOORBELL_S
+        self._tell(wire.LogGrew(self._log.offset, self._log.dropped))
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def _end(self, *, told: bool) -> NoReturn:
+        """End the tree. `told`: the kernel has the exit on record and waits for TreeGone; else it is gone itself."""
+        leftover = self._kill_tree()
+        self._drain_outputs()
+        self._ring_log_bell(now=True)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if told:
+            self._tell(wire.TreeGone(leftover.processes))
+        os._exit(0 if leftover.ok else 1)
+
+    def _tell(self, frame: Any) -> None:
+        try:
+            pipes.write_all(self._to_kernel, wire.encode(frame))
+        except BrokenPipeError:
+            self._kill_tree()
+            sys.stderr.flush()
+            os._exit(0)

@@ -1,0 +1,78 @@
+"""The birth of one agent: from the sentry's fork to the program's first instruction.
+
+Everything here runs in the child between fork and exec (or the Python entry), single-threaded. An error is reported
+over a close-on-exec pipe as `errno what`, so that "started" means that exec succeeded.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from agentos.agent import entry
+from agentos.supervisor import linux
+
+_PYTHON_SIGNALS: Final = frozenset({signal.SIGPIPE, signal.SIGXFSZ})  # CPython ignores them; programs must not inherit
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Descriptors in the sentry that become the child's 0, 1 and 2."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+def fork_agent(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...]) -> tuple[int, int]:
+    """Fork the agent. Returns (pid, status_fd): the descriptor ends at exec, or holds `errno what` first."""
+    parent = os.getpid()
+    status_read, status_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid:
+        os.close(status_write)
+        return pid, status_read
+    try:
+        linux.die_with(parent)
+        _become(params, stdio, channel, status_write)
+    except OSError as error:
+        os.write(status_write, f"{error.errno} {error.filename or error.strerror}".encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def _become(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...], status_write: int) -> NoReturn:
+    os.setsid()  # a session of its own: no SIGHUP+SIGCONT from an orphaned process group can wake a stopped agent
+    linux.set_dumpable(True)
+    for target, source in enumerate((stdio.stdin, stdio.stdout, stdio.stderr)):
+        os.dup2(source, target, inheritable=True)
+    linux.close_all_but({0, 1, 2, status_write, *channel})
+    _reset_signals(for_python=not params["argv"])
+    soft, hard = params["nofile"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    os.umask(params["umask"])
+    os.chdir(params["cwd"])
+    if params["start_paused"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if params["argv"]:
+        os.execve(params["program"], params["argv"], params["env"])
+    os.environ.clear()
+    os.environ.update(params["env"])
+    os.close(status_write)
+    entry.main(*channel)
+
+
+def _reset_signals(*, for_python: bool) -> None:
+    """Give the child the dispositions of a fresh process: exec keeps ignored signals ignored (signal(7))."""
+    for number in signal.valid_signals():
+        if number in (signal.SIGKILL, signal.SIGSTOP) or (for_python and number in _PYTHON_SIGNALS):
+            continue
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+    if for_python:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

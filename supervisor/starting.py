@@ -1,0 +1,315 @@
+"""Starting an agent: check everything, put the intent on record, then ask the zygote for a sentry.
+
+Nothing is forked before every check passed and the record is durable. A failure closes every descriptor it opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from agentos import wire
+from agentos.clock import Clock
+from agentos.errors import (
+    AgentosError,
+    BadRequest,
+    HostError,
+    LevelUnavailable,
+    ProgramNotFound,
+    ProgramNotRunnable,
+    ProtocolError,
+)
+from agentos.identity import new_id
+from agentos.policies import EffectivePolicy
+from agentos.recorder.redact import redact_argv
+from agentos.supervisor.agents import Agent, Agents
+from agentos.supervisor.broker import READ_BYTES, Broker
+from agentos.supervisor.endings import Endings
+from agentos.supervisor.outbox import Outbox
+from agentos.supervisor.recording import Recording
+
+START_LIMIT_S: Final = 20.0
+GRACE_S: Final = 10.0
+_ALWAYS_PASSED: Final = ("PATH", "HOME", "LANG", "TZ", "TERM", "USER", "LOGNAME", "SHELL")
+
+ForkSentry = Callable[[dict[str, Any], list[int]], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What shall be started: the parsed params of the `start` call, or of an agent's `spawn`."""
+
+    kind: str
+    name: str
+    cwd: str
+    argv: list[str]
+    target: str | None
+    pickle: bytes | None
+    args: bytes
+    kwargs: bytes
+    env: dict[str, str]
+    env_passed: list[str]
+    env_all: bool
+    context: dict[str, Any]
+    timeout_s: float | None
+    grace_s: float
+    require: str | None
+    start_paused: bool
+    policy: EffectivePolicy
+    policy_name: str
+    parent: Agent | None = None
+
+
+class Starting:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        boot: Mapping[str, Any],
+        agents: Agents,
+        recording: Recording,
+        clock: Clock,
+        broker: Broker,
+        endings: Endings,
+        fork_sentry: ForkSentry,
+    ) -> None:
+        self._loop = loop
+        self._boot = boot
+        self._agents = agents
+        self._recording = recording
+        self._clock = clock
+        self._broker = broker
+        self._endings = endings
+        self._fork_sentry = fork_sentry
+
+    async def start(self, request: Request, stdin: int | None) -> Agent:
+        """Start an agent; returns once exec succeeded. Raises CallerError or HostError, and nothing runs then."""
+        level = choose_level(request)
+        agent_id = new_id(self._clock.wall_ns())
+        env = self._environment(request, agent_id)
+        program = find_program(request.argv[0], env, request.cwd) if request.argv else ""
+        agent = self._new_agent(request, agent_id, level, env)
+        seq = self._recording.append(
+            "agent_starting", self._intent(request, agent, program), agent_id=agent.id, agent_name=agent.name,
+            execution_id=agent.execution_id, durable=True,
+        )  # fmt: skip
+        await self._recording.durable(seq)
+        self._agents.add(agent)
+        try:
+            await self._launch(agent, request, program, env, stdin)
+        except (AgentosError, OSError):
+            self._endings.finish(agent)
+            raise
+        return agent
+
+    def _new_agent(self, request: Request, agent_id: str, level: str, env: dict[str, str]) -> Agent:
+        parent = request.parent
+        return Agent(
+            id=agent_id,
+            name=request.name,
+            execution_id=parent.execution_id if parent else agent_id,
+            kind=request.kind,
+            command=redact_argv(request.argv) if request.argv else [request.target or request.name],
+            level=level,
+            cwd=request.cwd,
+            policy=request.policy,
+            policy_name=request.policy_name,
+            context=request.context,
+            grace_s=request.grace_s,
+            timeout_s=request.timeout_s,
+            parent_id=parent.id if parent else None,
+            environment_names=sorted(env),
+            started_ns=self._clock.wall_ns(),
+        )
+
+    def _intent(self, request: Request, agent: Agent, program: str) -> dict[str, Any]:
+        return {
+            "name": agent.name,
+            "kind": agent.kind,
+            "command": agent.command,
+            "program": program or None,
+            "cwd": agent.cwd,
+            "level": agent.level,
+            "policy": agent.policy_name,
+            "policy_hash": agent.policy.hash,
+            "parent_id": agent.parent_id,
+            "context": agent.context,
+            "environment_names": agent.environment_names,
+            "environment_all": request.env_all,
+            "timeout_s": agent.timeout_s,
+        }
+
+    async def _launch(
+        self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None
+    ) -> None:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        pipes = _Pipes(self._loop, agent, python=request.kind == "python")
+        try:
+            params = {
+                "id": agent.id, "argv": request.argv, "program": program, "env": env, "cwd": request.cwd,
+                "logs": self._boot["logs"], "nofile": self._boot["nofile"], "umask": self._boot["umask"],
+                "start_paused": request.start_paused,
+            }  # fmt: skip
+            theirs = pipes.theirs
+            descriptors = [*theirs[:2], null if stdin is None else stdin, *theirs[2:]]
+            agent.sentry_pid = await self._fork_sentry(params, descriptors)
+        finally:
+            pipes.close_theirs()
+            os.close(null)
+        agent.last_pong_s = self._loop.time()
+        self._watch_sentry(agent, pipes.from_sentry)
+        if agent.up is not None:
+            self._broker.watch_agent(agent, agent.up)
+            self._send_start(agent, request)
+        await self._confirm(agent)
+        self._endings.watch_time(agent)
+
+    def _send_start(self, agent: Agent, request: Request) -> None:
+        assert agent.calls is not None  # noqa: S101 - made together with the up pipe
+        agent.calls.write(wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())))
+        start = wire.Start(
+            agent.id, agent.name, self._boot["run_id"], request.target, request.pickle, request.args, request.kwargs,
+            self._boot["sys_path"], agent.level,
+        )  # fmt: skip
+        agent.calls.write(wire.encode(start))
+
+    async def _confirm(self, agent: Agent) -> None:
+        """Wait for exec. Raises what hindered it."""
+        try:
+            await asyncio.wait_for(agent.first_seen.wait(), START_LIMIT_S)
+        except TimeoutError:
+            await self._endings.kill(agent, "kernel")
+            raise HostError(f"{agent.name} did not start within {START_LIMIT_S:g} s") from None
+        if agent.spawn_error is not None:
+            await agent.gone.wait()
+            raise ProgramNotRunnable(agent.command[0], f"{os.strerror(agent.spawn_error.errno)} ({agent.spawn_error.what})")
+        self._broker.note(agent, "agent_started", {"pid": agent.pid, "sentry_pid": agent.sentry_pid})
+
+    # --- the sentry's pipe -----------------------------------------------------------------------------------------
+
+    def _watch_sentry(self, agent: Agent, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        decoder = wire.Decoder(wire.FROM_SENTRY)
+        self._loop.add_reader(descriptor, partial(self._read_sentry, agent, descriptor, decoder))
+
+    def _read_sentry(self, agent: Agent, descriptor: int, decoder: wire.Decoder) -> None:
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(descriptor)
+            return
+        agent.last_pong_s = self._loop.time()
+        try:
+            for frame in decoder.feed(data):
+                self._on_sentry_frame(agent, frame)
+        except ProtocolError as error:
+            self._loop.remove_reader(descriptor)
+            self._broker.protocol_fault(agent, error)
+
+    def _on_sentry_frame(self, agent: Agent, frame: Any) -> None:
+        match frame:
+            case wire.Exited():
+                if agent.up is not None:
+                    self._broker.drain_agent(agent, agent.up)
+                self._broker.on_exit(agent, frame)
+                if agent.to_sentry is not None:
+                    agent.to_sentry.write(wire.encode(wire.Reap(0)))
+            case wire.TreeGone():
+                self._endings.on_tree_gone(agent, frame)
+            case _:
+                self._broker.on_sentry_frame(agent, frame)
+
+    # --- environment -----------------------------------------------------------------------------------------------
+
+    def _environment(self, request: Request, agent_id: str) -> dict[str, str]:
+        """PATH, HOME, LANG, LC_*, TZ, TERM, USER; what was asked for; ours last, so that nobody can forge it."""
+        base: dict[str, str] = self._boot["env"]
+        env = dict(base) if request.env_all else {
+            key: value for key, value in base.items() if key in _ALWAYS_PASSED or key.startswith("LC_")
+        }  # fmt: skip
+        env.update({name: base[name] for name in request.env_passed if name in base})
+        env.update(request.env)
+        env["AGENTOS_AGENT_ID"] = agent_id
+        env["AGENTOS_RUN"] = self._boot["run_id"]
+        env["TMPDIR"] = self.private_directory(agent_id)
+        return env
+
+    def private_directory(self, agent_id: str) -> str:
+        """Make and return the agent's own 0700 directory; removed when its tree is gone."""
+        path = Path(self._boot["tmp"]) / agent_id
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(path)
+
+
+def choose_level(request: Request) -> str:
+    """Return the level of the run. Raises LevelUnavailable when it would be lower than required."""
+    if request.kind == "python":
+        best, required = "hooks", request.require or "hooks"
+        why = "this version mediates Python agents by audit hooks"
+    else:
+        best, required = "none", request.require or "hooks"
+        why = "this version does not mediate executables yet; pass --require none to run it supervised but unmediated"
+    order = ("none", "hooks", "syscalls", "full")
+    if required not in order:
+        raise BadRequest(f"unknown level {required!r}; known: {', '.join(order)}")
+    if order.index(required) > order.index(best):
+        raise LevelUnavailable(required, best, why)
+    return "none" if required == "none" else best
+
+
+def find_program(program: str, env: Mapping[str, str], cwd: str) -> str:
+    """Return the absolute path that exec would run. Raises ProgramNotFound or ProgramNotRunnable."""
+    if "/" in program:
+        path = os.path.join(cwd, program)
+        if not os.path.exists(path):
+            raise ProgramNotFound(program, f"{path} does not exist")
+        if os.path.isdir(path) or not os.access(path, os.X_OK):
+            raise ProgramNotRunnable(program, f"{path} is not an executable file")
+        return path
+    found = shutil.which(program, path=env.get("PATH", os.defpath))
+    if found is None:
+        raise ProgramNotFound(program)
+    return os.path.join(cwd, found)
+
+
+def nofile_limits() -> tuple[int, int]:
+    """Raise our own soft limit to the hard one (1,000 agents need ~7,000 descriptors); return the original pair."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
+class _Pipes:
+    """The pipes of one agent: two with its sentry, three with a Python agent (ADR 0002)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, agent: Agent, *, python: bool) -> None:
+        from_sentry, sentry_out = os.pipe()
+        sentry_in, to_sentry = os.pipe()
+        self.theirs = [sentry_in, sentry_out]
+        self.from_sentry = agent.from_sentry = from_sentry
+        agent.to_sentry = Outbox(loop, to_sentry, _ignore)
+        agent.descriptors = [from_sentry, to_sentry]
+        if python:
+            agent.up, up_write = os.pipe()
+            down_read, down = os.pipe()
+            calls_read, calls = os.pipe()
+            self.theirs += [up_write, down_read, calls_read]
+            agent.descriptors += [agent.up, down, calls]
+            agent.verdicts = Outbox(loop, down, _ignore)
+            agent.calls = Outbox(loop, calls, _ignore)
+
+    def close_theirs(self) -> None:
+        for descriptor in self.theirs:
+            os.close(descriptor)
+
+
+def _ignore(_: str) -> None:
+    """A peer that cannot be written to is dead or dying: its sentry or the zygote says so next."""
