@@ -85,6 +85,21 @@ def test_an_unknown_decision_is_found() -> None:
     assert unknown_decisions("see ADR 0001 and ADR 0999", {"0001"}) == {"0999"}
 
 
+NAMED = re.compile(r"(?<![\w./])(?:agentos|agent_os|supervisor|sandbox|policies|tests|bin)/[\w./-]+\.(?:py|yaml|sh)")
+
+
+def absent_files(text: str) -> set[str]:
+    return {name for name in NAMED.findall(text) if not (ROOT / name).is_file()}
+
+
+def test_every_file_that_a_document_names_exists() -> None:
+    assert not {str(path): left for path in documents() if (left := absent_files(path.read_text()))}
+
+
+def test_an_absent_file_is_found() -> None:
+    assert absent_files("read supervisor/gone.py, then `tests/conftest.py`") == {"supervisor/gone.py"}
+
+
 # Paths of somebody's machine. Tests may use any path as an example; documents may not even use a temporary one.
 MACHINE = re.compile(r"(?<![\w.~])/(?:work|root|home/\w+|Users/\w+)/")
 TEMPORARY = re.compile(r"(?<![\w.~])/tmp/")
