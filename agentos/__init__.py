@@ -47,7 +47,7 @@ _HOMES = {
     "AgentSignal": "agentos.signals",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the keys are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Errors across a process border: an exception as a Fault frame and back. A closed set: the classes of agentos.errors."""
+"""Errors across a process border: an exception as a Fault frame and back. Closed set: the classes of agentos.errors."""
 
 from __future__ import annotations
 

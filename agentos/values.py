@@ -8,6 +8,7 @@ pydantic model as a dict of its fields. Anything else is NotSerialisable, naming
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -85,8 +86,9 @@ def _record(value: Any, where: str, depth: int) -> Any:
         return _plain(fields, where, depth + 1)
     if hasattr(type(value), "model_fields") and callable(getattr(value, "model_dump", None)):
         return _plain(value.model_dump(), where, depth + 1)
-    for base in (str, bytes, int, float, list, dict):
-        if isinstance(value, base):
+    bases: tuple[Callable[[Any], Any], ...] = (str, bytes, int, float, list, dict)
+    for base in bases:
+        if isinstance(value, base):  # type: ignore[arg-type]  # each is a class and its own converter
             return _plain(base(value), where, depth + 1)
     raise NotSerialisable(f"{type(value).__module__}.{type(value).__qualname__}", where)
 
@@ -98,7 +100,15 @@ def _from_ext(code: int, data: bytes) -> Any:
     if code == _TIMEDELTA:
         days, seconds, microseconds = msgpack.unpackb(data)
         return timedelta(days=days, seconds=seconds, microseconds=microseconds)
-    readers = {_DATETIME: datetime.fromisoformat, _DATE: date.fromisoformat, _DECIMAL: Decimal, _UUID: UUID, _INT: int}
-    if code not in readers:
+    if code not in _READERS:
         raise ValueError(f"unknown extension type {code}")
-    return readers[code](data.decode())
+    return _READERS[code](data.decode())
+
+
+_READERS: Final[dict[int, Callable[[str], Any]]] = {
+    _DATETIME: datetime.fromisoformat,
+    _DATE: date.fromisoformat,
+    _DECIMAL: Decimal,
+    _UUID: UUID,
+    _INT: int,
+}

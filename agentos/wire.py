@@ -346,9 +346,7 @@ _TAG_OF: Final = {cls: tag for tag, cls in _TAGS.items()}
 FROM_AGENT: Final = frozenset({Hello, Act, Outcome, Result, Raised, Answer, Call})
 TO_AGENT_VERDICTS: Final = frozenset({Verdict})
 TO_AGENT_CALLS: Final = frozenset({Hello, Start, Query, Reply, Fault})
-FROM_SENTRY: Final = frozenset(
-    {Hello, Delivered, Spawned, SpawnFailed, StateSeen, Exited, TreeGone, Pong, LogGrew}
-)
+FROM_SENTRY: Final = frozenset({Hello, Delivered, Spawned, SpawnFailed, StateSeen, Exited, TreeGone, Pong, LogGrew})
 TO_SENTRY: Final = frozenset({Deliver, Reap, Ping, Input, WindowSize})
 FROM_CLIENT: Final = frozenset({Hello, Call, Returned, Input, WindowSize})
 TO_CLIENT: Final = frozenset({Hello, Reply, Fault, Notice, Callback, Ask})

@@ -116,7 +116,7 @@ class Broker:
 
     def _perform(self, agent: Agent, act: wire.Act, commands: tuple[decide.Command, ...]) -> None:
         record = commands[0]
-        assert isinstance(record, decide.Record)  # noqa: S101 - decide.react's contract
+        assert isinstance(record, decide.Record)
         try:
             seq = self._record(agent, record.event_type, record.data, severity=record.severity, durable=record.durable)
         except RecorderUnavailable:
@@ -135,7 +135,7 @@ class Broker:
         commands: tuple[decide.Command, ...],
         seq: int,
         record: decide.Record,
-        durable: bool,  # noqa: FBT001 - the callback of Recording.when_durable
+        durable: bool,
     ) -> None:
         """Answer, now that the record is as durable as it must be; without that, deny."""
         if not durable:

@@ -95,8 +95,7 @@ class Calls:
         argv = [str(word) for word in params.get("argv") or []]
         target = params.get("target")
         cwd = params.get("cwd") or kernel.boot["cwd"]
-        if not os.path.isdir(cwd):
-            raise BadRequest(f"working directory {cwd!r} does not exist")
+        _check_directory(cwd)
         policy = effective(
             kernel.policy,
             kernel.boot,
@@ -112,7 +111,7 @@ class Calls:
             argv=argv,
             target=target,
             pickle=params.get("pickle"),
-            args=params.get("args") if isinstance(params.get("args"), bytes) else _pack_words(params.get("args")),
+            args=_packed_arguments(params.get("args")),
             kwargs=params.get("kwargs") or _NO_KWARGS,
             env=dict(params.get("env") or {}),
             env_passed=list(params.get("env_passed") or []),
@@ -194,7 +193,7 @@ class Calls:
             await asyncio.wait_for(_until(agent, reached), limit_s)
         except TimeoutError:
             raise AgentTimeoutError(f"{agent.name} did not get there within {limit_s:g} s", agent_id=agent.id,
-                                    timeout_s=limit_s) from None  # fmt: skip
+                                    timeout_s=limit_s or 0.0) from None  # fmt: skip
         return {"state": lifecycle.public_state(agent.state), "exit_code": agent.exit_code,
                 "exit_signal": agent.exit_signal, "ended_by": agent.ended_by}  # fmt: skip
 
@@ -234,7 +233,7 @@ class Calls:
         return f"{kernel.boot['run_id']}-{seq}"
 
     async def save_state(self, caller: Caller, params: Params) -> None:
-        assert caller.agent is not None  # noqa: S101 - the table lets only agents in
+        assert caller.agent is not None
         if not isinstance(params.get("value"), bytes):
             raise BadRequest("save_state takes packed bytes")
         caller.agent.saved_state = params["value"]
@@ -302,14 +301,20 @@ async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:
         agent.changed.remove(changed.set)
 
 
+def _check_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        raise BadRequest(f"working directory {path!r} does not exist; pass --cwd DIR")
+
+
 def _name(params: Params, argv: list[str], target: str | None) -> str:
     if params.get("name"):
         return str(params["name"])
     return os.path.basename(argv[0]) if argv else str(target or "agent").rpartition(":")[2]
 
 
-def _pack_words(words: Any) -> bytes:
-    return pack_value([str(word) for word in words or ()], "args")
+def _packed_arguments(args: Any) -> bytes:
+    """Arguments come packed from a program, as plain words from a command line."""
+    return args if isinstance(args, bytes) else pack_value([str(word) for word in args or ()], "args")
 
 
 def _code_paths(boot: Mapping[str, Any], target: str | None) -> list[str]:

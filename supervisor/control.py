@@ -142,7 +142,7 @@ class Control:
             peer.close()
 
     def _accept(self) -> None:
-        assert self._listener is not None  # noqa: S101 - only registered while listening
+        assert self._listener is not None
         with contextlib.suppress(BlockingIOError, ConnectionError):
             sock, _ = self._listener.accept()
             pid, refusal = self._judge(sock)
@@ -170,7 +170,7 @@ class Control:
         return pid, ""
 
     def _ancestry_is_clean(self, pid: int) -> bool:
-        """Whether the walk from `pid` to process 1 meets no sentry. A caller in a foreign pid namespace (0) may not pass."""
+        """Whether the walk from `pid` to process 1 meets no sentry; a caller in a foreign pid namespace is 0: refused."""
         for _ in range(_ANCESTORS_MAX):
             if pid == 0:
                 return False

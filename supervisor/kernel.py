@@ -116,8 +116,10 @@ class Kernel:
         })  # fmt: skip
         await self.recording.durable(first)
         self.control.listen(boot["runtime"])
-        meta = {"run": boot["run_id"], "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "uid": os.getuid(),
-                "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": self.policy.name}  # fmt: skip
+        meta = {
+            "run": boot["run_id"], "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "uid": os.getuid(),
+            "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": self.policy.name,
+        }  # fmt: skip
         for directory in (boot["runtime"], boot["state"]):
             (Path(directory) / "meta.json").write_text(json.dumps(meta))
         self._spawn_task(self.endings.watch_sentries())
@@ -194,7 +196,7 @@ class Kernel:
             send(wire.Reply(call.id, value))
         except AgentosError as error:
             send(_fault(call.id, error))
-        except Exception as error:  # noqa: BLE001 - the top loop of every call: a bug must not leave its caller waiting
+        except Exception as error:
             self.recording.try_append("kernel_fault", {"call": call.method, "error": repr(error)}, severity="critical")
             send(wire.Fault(call.id, "AgentosError", f"internal error in {call.method}: {error!r}", {}))
         finally:

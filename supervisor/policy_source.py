@@ -57,7 +57,9 @@ def parse_permissions(words: Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _check_operation(word: str, where: str) -> None:
     if word != "*" and base_operation(word) not in OPERATIONS:
-        raise BadRequest(f"{where}: unknown operation {word!r}{nearest(word, OPERATIONS)}; known: {', '.join(OPERATIONS)}")
+        raise BadRequest(
+            f"{where}: unknown operation {word!r}{nearest(word, OPERATIONS)}; known: {', '.join(OPERATIONS)}"
+        )
 
 
 def effective(

@@ -7,6 +7,7 @@ recorded meanwhile, and the next recorder goes on where the database ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -69,17 +70,15 @@ class RecorderLink:
         if self._sock is None:
             return
         self._sock.shutdown(socket.SHUT_WR)
-        try:
+        with contextlib.suppress(TimeoutError):  # what it could not write is in the journal, recovered at the next open
             await asyncio.wait_for(self._ended.wait(), STOP_LIMIT_S)
-        except TimeoutError:
-            pass  # what it could not write is in the journal, and recovered at the next open
 
     def _send(self, frame: wire.TailTo) -> None:
         if self._outbox is not None:
             self._outbox.write(wire.encode(frame))
 
     def _read(self) -> None:
-        assert self._sock is not None  # noqa: S101 - only registered while connected
+        assert self._sock is not None
         try:
             data = self._sock.recv(READ_BYTES)
         except ConnectionResetError:
@@ -100,5 +99,3 @@ class RecorderLink:
                 self._outbox.close()
             self._sock.close()
         self._sock = self._outbox = None
-
-

@@ -171,7 +171,7 @@ class Starting:
         self._endings.watch_time(agent)
 
     def _send_start(self, agent: Agent, request: Request) -> None:
-        assert agent.calls is not None  # noqa: S101 - made together with the up pipe
+        assert agent.calls is not None
         agent.calls.write(wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())))
         start = wire.Start(
             agent.id, agent.name, self._boot["run_id"], request.target, request.pickle, request.args, request.kwargs,
@@ -188,7 +188,9 @@ class Starting:
             raise HostError(f"{agent.name} did not start within {START_LIMIT_S:g} s") from None
         if agent.spawn_error is not None:
             await agent.gone.wait()
-            raise ProgramNotRunnable(agent.command[0], f"{os.strerror(agent.spawn_error.errno)} ({agent.spawn_error.what})")
+            raise ProgramNotRunnable(
+                agent.command[0], f"{os.strerror(agent.spawn_error.errno)} ({agent.spawn_error.what})"
+            )
         self._broker.note(agent, "agent_started", {"pid": agent.pid, "sentry_pid": agent.sentry_pid})
 
     # --- the sentry's pipe -----------------------------------------------------------------------------------------

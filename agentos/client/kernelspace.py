@@ -78,9 +78,10 @@ class KernelSpace:
         workspace: the directory that relative file rules speak of; default the current one at the first call.
 
     Raises (at the first call): PolicyLoadError, HostError, KernelUnavailable.
+
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+    def __new__(cls, *_: Any, **__: Any) -> Any:
         if os.environ.get("AGENTOS_AGENT_ID") and "agentos.agent.runtime" in sys.modules:
             from agentos.agent.calls import agent_kernel  # noqa: PLC0415 - only inside an agent process
 
@@ -96,7 +97,7 @@ class KernelSpace:
         signal_dispatcher: Any | None = None,
         max_concurrent_agents: int = 100,
         timeout: float = 300.0,
-        debug: bool = False,  # noqa: FBT001, FBT002 - the public signature
+        debug: bool = False,
         *,
         require: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
@@ -137,7 +138,7 @@ class KernelSpace:
 
         Raises DuplicateAgent for a name that is taken, BadRequest for an operation that does not exist.
         """
-        if callable(name):
+        if name is not None and not isinstance(name, str):
             return self._register(name, None, permissions, rate_limit, priority)
         return lambda function: self._register(function, name, permissions, rate_limit, priority)
 
@@ -149,7 +150,7 @@ class KernelSpace:
         rate_limit: int | None,
         priority: int,
     ) -> Callable[..., Any]:
-        known = name or getattr(function, "__name__", type(function).__name__)
+        known: str = name or getattr(function, "__name__", type(function).__name__)
         for word in permissions or ():
             if word not in ("read", "write", "execute", "network"):
                 hint = errors.nearest(word, ("read", "write", "execute", "network"))
@@ -399,5 +400,3 @@ def _number(signal: AgentSignal) -> int:
     if not isinstance(signal, AgentSignal):
         raise errors.UnknownSignal(signal, tuple(AgentSignal.__members__))
     return signal.value
-
-

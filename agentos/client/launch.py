@@ -66,7 +66,7 @@ def start_kernel(
     }  # fmt: skip
     ours, theirs = socket.socketpair()
     with theirs:
-        guard = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+        guard = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOT_CODE, str(PROJECT_DIR), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -109,5 +109,3 @@ def _with_project(paths: list[str]) -> list[str]:
 def _new_run_id() -> str:
     """Return a run id that sorts by time and fits a socket path: 20260102T030405-1a2b3c."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"
-
-

@@ -68,7 +68,7 @@ class Link:
         return self._next_id
 
     def call(self, method: str, params: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> Any:
-        """Call the kernel and wait for the answer; notices that arrive meanwhile are dropped. Raises what Fault names."""
+        """Call the kernel and wait for the answer; notices meanwhile are dropped. Raises what Fault names."""
         request = wire.Call(self.new_id(), method, params or {})
         self.send(request, descriptors)
         while True:
