@@ -42,8 +42,9 @@ def install(root: Path, venv: Path) -> None:
 def start(
     command: Path, *args: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> tuple[int, str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPYCACHEPREFIX"}
     done = subprocess.run(
-        [command, *args], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
+        [command, *args], cwd=cwd, env=inherited | dict(env or {}), capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
