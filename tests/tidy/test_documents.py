@@ -85,6 +85,23 @@ def test_an_unknown_decision_is_found() -> None:
     assert unknown_decisions("see ADR 0001 and ADR 0999", {"0001"}) == {"0999"}
 
 
+def first_commands(readme: str) -> list[str]:
+    block = re.search(r"^## Getting started\n+```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    return block[1].splitlines() if block else []
+
+
+def test_two_commands_get_a_stranger_started() -> None:
+    """They are run as they stand, from a fresh clone: no third one, no comment, nothing to fill in."""
+    run, test = first_commands((ROOT / "README.md").read_text())
+    assert run.startswith("bin/agentos run ")
+    assert test == "bin/test"
+    assert all((ROOT / word.partition(":")[0]).is_file() for word in run.split() if "/" in word)
+
+
+def test_a_third_command_is_found() -> None:
+    assert len(first_commands("## Getting started\n\n```sh\na\nb\nc\n```\n")) == 3
+
+
 NAMED = re.compile(r"(?<![\w./])(?:agentos|agent_os|supervisor|sandbox|policies|tests|bin)/[\w./-]+\.(?:py|yaml|sh)")
 
 
