@@ -390,7 +390,7 @@ def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
         raise ProtocolError("not a frame: no tag")
     cls = _TAGS.get(fields[0])
     if cls is None or cls not in accept:
-        raise ProtocolError(f"unexpected frame {cls.__name__ if cls else fields[0]!r} from this peer")
+        raise ProtocolError(f"unexpected frame {cls.__name__ if cls else fields[0]} from this peer")
     checks = _CHECKS[cls]
     if len(fields) != len(checks) + 1:
         raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(fields) - 1}")

@@ -1,0 +1,99 @@
+"""The protocol: what goes in comes out, at any chunking; what is no frame is a ProtocolError and nothing else."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentos import wire
+from agentos.errors import ProtocolError
+
+EVERY_KIND = frozenset(wire._TAGS.values())
+ACT = wire.Act(7, "read", "data/x", None, ["git", "log"], "/w", {"cost": 1.5}, "sdk")
+
+
+def sample(cls: type[Any]) -> Any:
+    """Build one frame of `cls` from its own types."""
+    values: dict[type, Any] = {int: 3, str: "x", bytes: b"\0", bool: True, float: 0.5, dict: {"k": [1]}, list: ["a"]}
+    fields = [None if kinds is None else values.get(kinds[0]) for kinds in wire._CHECKS[cls]]
+    return cls._make(fields)
+
+
+@pytest.mark.parametrize("cls", sorted(EVERY_KIND, key=lambda cls: cls.__name__))
+def test_every_frame_survives_the_way(cls: type[Any]) -> None:
+    frame = sample(cls)
+    assert list(wire.Decoder(EVERY_KIND).feed(wire.encode(frame))) == [frame]
+
+
+@given(st.integers(1, 40), st.integers(1, 5))
+def test_frames_are_whole_at_any_chunking(size: int, copies: int) -> None:
+    data = wire.encode(ACT) * copies
+    decoder = wire.Decoder(wire.FROM_AGENT)
+    seen = [frame for start in range(0, len(data), size) for frame in decoder.feed(data[start : start + size])]
+    assert seen == [ACT] * copies
+    assert decoder.pending_bytes == 0
+
+
+def raw(body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not a frame"),
+        (b"\xc1", "not a frame"),
+        (msgpack.packb({"a": 1}), "no tag"),
+        (msgpack.packb([]), "no tag"),
+        (msgpack.packb([9999]), "unexpected frame"),
+        (msgpack.packb([20, *([0] * 10)]), "unexpected frame Verdict"),
+        (msgpack.packb([11, 1, True]), "takes 3 fields"),
+        (msgpack.packb([11, "1", True, ""]), "Outcome.id is a str"),
+        (msgpack.packb([11, 1, 1, ""]), "Outcome.ok is a int"),
+        (msgpack.packb([11, True, True, ""]), "Outcome.id is a bool"),
+        (msgpack.packb([12, b""]) + b"\0", "not a frame"),
+        (msgpack.packb([11, 1, True, b"\xff"]), "Outcome.detail is a bytes"),
+        (b"\x94\x0b\x01\xc3\xa1\xff", "not a frame"),  # text that is no UTF-8
+    ],
+)
+def test_whatever_is_no_frame_of_this_peer_is_named(body: bytes, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        list(wire.Decoder(wire.FROM_AGENT).feed(raw(body)))
+
+
+def test_an_announced_length_over_the_limit_is_refused_before_it_is_buffered() -> None:
+    decoder = wire.Decoder(wire.FROM_AGENT)
+    with pytest.raises(ProtocolError, match="4294967295 bytes is announced"):
+        list(decoder.feed(b"\xff\xff\xff\xff"))
+    with pytest.raises(ProtocolError, match="the limit is 8"):
+        list(wire.Decoder(wire.FROM_AGENT, frame_bytes_max=8).feed(wire.encode(ACT)))
+
+
+@pytest.mark.parametrize("opening", [{"k": None}, [None]])
+def test_depth_is_bounded(opening: Any) -> None:
+    value: Any = "leaf"
+    for _ in range(wire.DEPTH_MAX + 1):
+        value = {"k": value} if isinstance(opening, dict) else [value]
+    data = wire.encode(ACT._replace(claims={"k": value}))
+    with pytest.raises(ProtocolError, match="deeper"):
+        list(wire.Decoder(wire.FROM_AGENT).feed(data))
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_nothing_but_protocol_error_escapes(data: bytes, framed: bool) -> None:  # noqa: FBT001
+    try:
+        list(wire.Decoder(EVERY_KIND).feed(raw(data) if framed else data))
+    except ProtocolError:
+        pass
+
+
+def test_what_cannot_be_encoded_is_a_protocol_error_too() -> None:
+    with pytest.raises(ProtocolError, match="cannot be encoded"):
+        wire.encode(ACT._replace(claims={"x": object()}))
+    with pytest.raises(ProtocolError, match="limit"):
+        wire.encode(wire.Result(bytes(wire.FRAME_BYTES_MAX)))
