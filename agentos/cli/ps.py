@@ -1,0 +1,106 @@
+"""`agentos ps`: who lives now, in every run of this user."""
+
+from __future__ import annotations
+
+import signal as posix
+from typing import Any, Final
+
+import click
+
+from agentos.cli.calls import living_agents
+from agentos.cli.output import Column, age, print_json, table, terminal_width
+from agentos.cli.targets import Agent, short_ids
+
+# Added to, never renamed: what `ps --json` promises. What a kernel adds beyond comes after.
+FIELDS: Final = (
+    "id", "name", "run", "pid", "sentry_pid", "state", "level", "policy", "command", "started_at",
+    "actions_count", "violations_count",
+)  # fmt: skip
+
+COLUMNS: Final = (
+    Column("ID", "id"),
+    Column("NAME", "name", cells_min=8),
+    Column("STATE", "state"),
+    Column("PID", "pid", rank=3, right=True),
+    Column("AGE", "age", rank=5, right=True),
+    Column("ACTIONS", "actions", rank=4, right=True),
+    Column("DENIED", "denied", rank=1, right=True),
+    Column("LEVEL", "level", rank=6),
+    Column("POLICY", "policy", rank=7, cells_min=8),
+    Column("COMMAND", "command", rank=8, cells_min=10),
+)
+
+
+@click.command()
+@click.option("-a", "--all", "everyone", is_flag=True, help="Also agents that have ended.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the ids, in full.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@click.option("--no-trunc", is_flag=True, help="Cut nothing, whatever the terminal's width.")
+def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> None:
+    """List agents; without -a only those that live."""
+    agents = _with_the_past(living_agents()) if everyone else [agent for agent in living_agents() if agent.living]
+    if as_json:
+        print_json([as_promised(agent) for agent in agents])
+    elif quiet:
+        for agent in agents:
+            print(agent.id)
+    else:
+        width = None if no_trunc else terminal_width()
+        for line in table(COLUMNS, rows(agents, in_full=width is None), width):
+            print(line)
+
+
+def _with_the_past(present: list[Agent]) -> list[Agent]:
+    from agentos.cli.past import past_agents  # noqa: PLC0415  # opens databases; `ps` alone must not
+
+    return [*past_agents(), *present]
+
+
+def as_promised(agent: Agent) -> dict[str, Any]:
+    """Return the row with every promised field first, null where the kernel did not say."""
+    row: dict[str, Any] = {field: agent.row.get(field) for field in FIELDS}
+    row["run"] = agent.run.run_id
+    return {**row, **{key: value for key, value in agent.row.items() if key not in row}}
+
+
+def rows(agents: list[Agent], *, in_full: bool) -> list[dict[str, str]]:
+    """Return the cells of the table; ids are cut to what tells them apart unless `in_full`."""
+    short = short_ids([agent.id for agent in agents])
+    return [
+        {
+            "id": agent.id if in_full else short[agent.id],
+            "name": agent.name,
+            "state": state(agent.row),
+            "pid": str(agent.row.get("pid") or "-") if agent.living else "-",
+            "age": age(agent.row.get("started_at")),
+            "actions": str(agent.row.get("actions_count") or 0),
+            "denied": str(agent.row.get("violations_count") or 0),
+            "level": str(agent.row.get("level") or "-"),
+            "policy": str(agent.row.get("policy") or "-"),
+            "command": command(agent.row.get("command")),
+        }
+        for agent in agents
+    ]
+
+
+def command(value: Any) -> str:
+    """Return a command line as one text, whether the kernel gave words or a line."""
+    return " ".join(str(word) for word in value) if isinstance(value, list | tuple) else str(value or "-")
+
+
+def state(row: dict[str, Any]) -> str:
+    """Return the state with what explains it: `stopped(signal)`, `terminated(3)`, `terminated(SIGKILL)`."""
+    word = str(row.get("state") or "?")
+    detail = row.get("mechanism") if word == "stopped" else None
+    if word == "terminated":
+        detail = row.get("exit_code")
+        if row.get("exit_signal") is not None:
+            detail = _signal_name(int(row["exit_signal"]))
+    return word if detail is None else f"{word}({detail})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return posix.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
