@@ -1,0 +1,260 @@
+"""Policies: an ordered list of rules with a default, and the calls that tests, tools and users make.
+
+A Policy grows by `add_rule`; what it is compiled to is immutable and made on the first decision after a change.
+`Policy.decide` is the pure engine: no workspace, no standing rule sets (effective.py adds those), and it reads no
+clock: `at` is the time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from agentos.actions import OPERATIONS, base_operation
+from agentos.errors import BadRequest
+from agentos.policies import decision as reasons
+from agentos.policies import verdict
+from agentos.policies.decision import Decision
+from agentos.policies.engine import Compiled, Subject
+from agentos.policies.faults import FieldError, one_of, text
+from agentos.policies.normalise import InvalidResource, normalise
+from agentos.policies.quota import Quota
+from agentos.policies.rule import Pattern, Rule
+from agentos.policies.verdict import Facts, Link
+
+__all__ = ["BUILTINS", "Pattern", "Policy", "Rule", "policy_with"]
+
+BUILTINS: Final = ("strict", "permissive", "audit", "workspace", "custom")
+DEFAULT_ACTIONS: Final = ("allow", "deny")
+INHERITANCES: Final = ("strict", "permissive", "none")
+_CANONICAL_FORM: Final = 1  # part of every hash: a change of the form must change the hashes
+
+
+class Policy:
+    """Rules in order, first match wins, else the default (R5).
+
+    `inheritance` says how this policy binds the children of an agent under it: strict = both must allow,
+    permissive = a matching rule of the child decides, none = the child's policy alone (R9). `runtime=False`
+    drops the @runtime set; `enforce=False` decides, records and allows (only invalid names and agentos' own
+    files stay refused). Raises PolicyLoadError for anything wrong or unknown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str = "1.0.0",
+        rules: Iterable[Rule] | None = None,
+        default_action: str = "deny",
+        inheritance: str = "strict",
+        *,
+        description: str | None = None,
+        runtime: bool = True,
+        enforce: bool = True,
+    ) -> None:
+        self.name = text(name, ("name",), "name")
+        self.version = text(version, ("version",), "version")
+        self.description = None if description is None else text(description, ("description",), "description")
+        self.default_action = one_of(default_action, DEFAULT_ACTIONS, ("default_action",), "default_action")
+        self.inheritance = one_of(inheritance, INHERITANCES, ("inheritance",), "inheritance")
+        self.runtime = _flag(runtime, "runtime")
+        self.enforce = _flag(enforce, "enforce")
+        self.parent: Policy | None = None
+        self.restrictions: tuple[str, ...] = ()
+        self._rules: list[Rule] = []
+        self._compiled: Compiled | None = None
+        self._hash: str | None = None
+        self._trial = Quota()  # what `decide` counts; a kernel counts in a Quota of its own
+        for rule in rules or ():
+            self._append(rule)
+
+    def __repr__(self) -> str:
+        return f"Policy({self.name!r}, version={self.version!r}, rules={len(self._rules)}, hash={self.hash[:12]})"
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules in order; `add_rule` appends."""
+        return tuple(self._rules)
+
+    def add_rule(
+        self,
+        action: str | Rule,
+        pattern: Pattern | None = None,
+        reason: str | None = None,
+        on_violation: Any = None,
+        rate_limit: int | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        audit: str = "normal",
+        ask_timeout_s: float | None = None,
+    ) -> None:
+        """Append a rule, given by its parts or ready-made; the next decision uses it. Raises PolicyLoadError."""
+        if isinstance(action, Rule):
+            self._append(action)
+            return
+        if pattern is None:
+            raise FieldError("add_rule needs a pattern", ("pattern",))
+        self._append(
+            Rule(
+                action, pattern, reason=reason, name=name, description=description, on_violation=on_violation,
+                rate_limit=rate_limit, audit=audit, ask_timeout_s=ask_timeout_s,
+            )  # fmt: skip
+        )
+
+    def _append(self, rule: Rule) -> None:
+        if not isinstance(rule, Rule):
+            raise FieldError(f"a rule must be a Rule, not {type(rule).__name__}", ("rules", len(self._rules)))
+        self._rules.append(rule)
+        self._compiled = None
+        self._hash = None
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_yaml(cls, text_or_path: str | os.PathLike[str]) -> Policy:
+        """Load a policy from YAML text, or from a file: a path object, or one line that ends in .yaml or .yml.
+
+        Raises PolicyLoadError with file, line and column for anything wrong, unknown or doubled (R14).
+        """
+        from agentos.policies import loader  # late: the loader builds policies
+
+        return loader.load(text_or_path)
+
+    def to_yaml(self) -> str:
+        """Return the policy as YAML that `from_yaml` reads back with the same hash."""
+        from agentos.policies import loader
+
+        return loader.dump(self)
+
+    @classmethod
+    def builtin(cls, name: str) -> Policy:
+        """Return a fresh copy of a built-in: strict, permissive, audit, workspace, custom. Raises PolicyLoadError."""
+        from agentos.policies import loader
+
+        return loader.load_builtin(one_of(name, BUILTINS, ("policy",), "built-in policy"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the policy as its YAML mapping: plain values, absent where absent or default."""
+        fields: dict[str, Any] = {
+            "name": self.name,
+            "version": self.version,
+            "description": self.description,
+            "default_action": self.default_action,
+            "inheritance": self.inheritance,
+            "runtime": None if self.runtime else False,
+            "enforce": None if self.enforce else False,
+            "rules": [rule.as_dict() for rule in self._rules],
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
+    @property
+    def hash(self) -> str:
+        """The sha256, in hex, of the canonical form: what every decision and every record names."""
+        if self._hash is None:
+            form = [_CANONICAL_FORM, self.as_dict(), sorted(self.restrictions), self.parent and self.parent.hash]
+            canonical = json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+            self._hash = hashlib.sha256(canonical.encode()).hexdigest()
+        return self._hash
+
+    # --- inheritance ---------------------------------------------------------------------------------------------
+
+    def bounded_by(self, parent: Policy) -> Policy:
+        """Return a copy for a child of an agent under `parent`, combined as the parent's `inheritance` says (R9)."""
+        bound = self._copy()
+        bound.parent = parent if self.parent is None else self.parent.bounded_by(parent)
+        return bound
+
+    def restricted(self, restrictions: Sequence[str]) -> Policy:
+        """Return a copy without some operations, e.g. `["no_network"]`. Raises BadRequest for an unknown name."""
+        verdict.taken_away(restrictions)
+        bound = self._copy()
+        bound.restrictions = tuple(dict.fromkeys((*self.restrictions, *restrictions)))
+        return bound
+
+    def _copy(self) -> Policy:
+        other = copy.copy(self)
+        other._rules = list(self._rules)
+        other._hash = None
+        other._trial = Quota()
+        return other
+
+    # --- deciding ------------------------------------------------------------------------------------------------
+
+    def compiled(self) -> Compiled:
+        """Return the immutable compiled rules as they are now."""
+        if self._compiled is None:
+            self._compiled = Compiled(self._rules)
+        return self._compiled
+
+    def link(self, permissions: Iterable[str] | None = None) -> Link:
+        """Return this policy, and those that bound it, as the evaluator takes them."""
+        return Link(
+            policy=self.name,
+            hash=self.hash,
+            rules=self.compiled(),
+            default_action=self.default_action,
+            inheritance=self.inheritance,
+            enforce=self.enforce,
+            runtime=self.runtime,
+            permissions=verdict.ceiling(permissions),
+            restrictions=verdict.taken_away(self.restrictions),
+            parent=None if self.parent is None else self.parent.link(permissions),
+        )
+
+    def decide(
+        self,
+        operation: str,
+        resource: str,
+        *,
+        context: Mapping[str, Any] | None = None,
+        at: datetime | None = None,
+        name: str = "-",
+        permissions: Sequence[str] | None = None,
+        argv: Sequence[str] | None = None,
+    ) -> Decision:
+        """Return what this policy says about one action of the agent `name`, counting its rate limits.
+
+        `at` is an aware datetime; without it time windows are unknown and rate limits see no time pass.
+        `argv` of an `execute` begins with the program as called; without it, argument patterns are unknown (R7.2).
+        Raises BadRequest for a naive `at` or an unknown permission; a bad resource or operation is a denial.
+        """
+        if at is not None and at.tzinfo is None:
+            raise BadRequest("at must be an aware datetime, such as datetime.now(timezone.utc)")
+        link = self.link(permissions)
+        subject = _subject(link, operation, resource, None if argv is None else tuple(argv))
+        if isinstance(subject, Decision):
+            return subject
+        plans = (verdict.plan(link, subject),)
+        settled = verdict.settle(plans)
+        if settled is not None:
+            return settled
+        now_s = 0.0 if at is None else at.timestamp()
+        return verdict.decide(plans, Facts(context or {}, at=at), name, self._trial, now_s)
+
+
+def policy_with(policy: Policy, rules: Iterable[Rule]) -> Policy:
+    """Return a copy of `policy` with `rules` appended; the original, and what runs under it, do not change."""
+    other = policy._copy()
+    for rule in rules:
+        other._append(rule)
+    return other
+
+
+def _subject(link: Link, operation: str, resource: str, argv: tuple[str, ...] | None) -> Subject | Decision:
+    if base_operation(operation) not in OPERATIONS:
+        return verdict.invalid(link, operation, resource, reasons.INVALID_OPERATION)
+    try:
+        return Subject(operation, (normalise(resource),), argv)
+    except InvalidResource:
+        return verdict.invalid(link, operation, resource, reasons.INVALID_RESOURCE)
+
+
+def _flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise FieldError(f"{name} is true or false, not {value!r}", (name,))
+    return value

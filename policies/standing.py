@@ -1,0 +1,114 @@
+"""The rule sets that stand before every policy: @self, @command, @runtime (DESIGN 3).
+
+@self keeps agents from changing agentos and from reading its keys; nothing overrides it. @command lets the named
+program and the agent's own source be loaded. @runtime lets interpreters and libraries be read; a policy may drop
+it. All by absolute path; the interceptor also holds @self by inode. Reads nothing from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from agentos.actions import base_operation
+from agentos.policies.decision import Effect
+
+# What every dynamically linked program reads before its first line: libraries, locale, time zone, certificates.
+RUNTIME_TREES: Final = (
+    "/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/local/lib",
+    "/usr/share/locale", "/usr/share/i18n", "/usr/share/zoneinfo", "/usr/share/terminfo", "/usr/share/ca-certificates",
+    "/etc/ssl/certs", "/etc/pki/tls/certs", "/etc/pki/ca-trust", "/etc/ca-certificates", "/etc/ld.so.conf.d",
+    "/etc/terminfo", "/etc/alternatives",
+)  # fmt: skip
+RUNTIME_FILES: Final = frozenset({
+    "/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/ld.so.conf", "/etc/localtime", "/etc/timezone", "/etc/locale.alias",
+    "/etc/ssl/cert.pem", "/etc/ssl/openssl.cnf", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group", "/etc/host.conf",
+    "/etc/gai.conf", "/etc/services", "/etc/protocols", "/etc/mime.types", "/dev/null", "/dev/zero", "/dev/full",
+    "/dev/random", "/dev/urandom", "/proc/filesystems", "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu/online", "/sys/devices/system/cpu/possible",
+})  # fmt: skip
+RUNTIME_WRITABLE: Final = frozenset({"/dev/null", "/dev/zero", "/dev/full"})
+MOVING: Final = frozenset({"write/rename", "write/delete", "write/unlink", "write/rmdir"})
+SOURCE_SUFFIXES: Final = (".py", ".pyc", ".so", ".pyi")
+SHARED_PREFIXES: Final = ("/", "/usr", "/usr/local")  # a Python lives in parts of these, people's files in others
+PREFIX_PARTS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libexec", "include", "share", "pyvenv.cfg")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The compiled sets; each tuple holds path prefixes that end in `/`. Build it with `standing()`."""
+
+    write_denied: tuple[str, ...] = ()
+    read_denied: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
+    runtime_files: frozenset[str] = frozenset()
+    runtime_writable: frozenset[str] = frozenset()
+
+    def verdict(self, operation: str, absolute: str, *, runtime: bool) -> tuple[str, Effect] | None:
+        """Return (layer, effect) for a normalised absolute path, None when no set speaks about it."""
+        base = base_operation(operation)
+        probe = absolute if absolute.endswith("/") else absolute + "/"  # `/x/` covers /x and what is below, not /xy
+        if base == "write" and probe.startswith(self.write_denied) or probe.startswith(self.read_denied):
+            return "@self", "deny"
+        if operation in MOVING and any(kept.startswith(probe) for kept in self.write_denied):
+            return "@self", "deny"  # moving a parent directory away moves what is in it
+        if base in ("read", "execute") and probe.startswith(self.command):
+            return "@command", "allow"
+        if base == "read" and self._is_code(absolute):
+            return "@command", "allow"
+        if runtime and base == "read" and (absolute in self.runtime_files or probe.startswith(self.runtime)):
+            return "@runtime", "allow"
+        if runtime and base == "write" and absolute in self.runtime_writable:
+            return "@runtime", "allow"
+        return None
+
+    def _is_code(self, absolute: str) -> bool:
+        """Python source below a code path, or a listing on the way to it; nothing hidden: no package begins with a dot."""
+        for root in self.code:
+            below = absolute[len(root) :] if absolute.startswith(root) else None
+            if below is None or below.startswith(".") or "/." in below:
+                continue
+            return absolute.endswith("/") or absolute.endswith(SOURCE_SUFFIXES)
+        return absolute + "/" in self.code and absolute.endswith(SOURCE_SUFFIXES)
+
+
+def standing(
+    *,
+    sys_prefixes: Iterable[str] = (),
+    package_dir: str | None = None,
+    self_paths: Iterable[str] = (),
+    secret_self_paths: Iterable[str] = (),
+    command_paths: Iterable[str] = (),
+    code_paths: Iterable[str] = (),
+) -> Standing:
+    """Return the sets for one agent; all paths absolute and, where links are involved, given in both forms.
+
+    `self_paths`: policy files, agentos.yaml, bin/; `secret_self_paths`: state and runtime directories, keys,
+    sockets. Of a prefix that people share (`/usr`) only the parts where a Python lives are meant.
+    """
+    installed = [part for prefix in sys_prefixes for part in _parts(prefix)]
+    package = [package_dir] if package_dir else []
+    secret = _prefixes(secret_self_paths)
+    return Standing(
+        write_denied=_prefixes([*installed, *package, *self_paths]) + secret,
+        read_denied=secret,
+        command=_prefixes(command_paths),
+        code=_prefixes(code_paths),
+        runtime=_prefixes([*RUNTIME_TREES, *installed, *package]),
+        runtime_files=RUNTIME_FILES,
+        runtime_writable=RUNTIME_WRITABLE,
+    )
+
+
+def _parts(prefix: str) -> list[str]:
+    bare = prefix.rstrip("/") or "/"
+    if bare not in SHARED_PREFIXES:
+        return [bare]
+    return [f"{bare.rstrip('/')}/{part}" for part in PREFIX_PARTS]
+
+
+def _prefixes(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(path.rstrip("/") + "/" for path in paths if path.strip("/")))
