@@ -1,0 +1,81 @@
+"""Who this agent process is: its identity, its channel, its state and its clean-up functions. One per process.
+
+Owns the process-wide `current()`; starts no thread, installs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from agentos import errors, wire
+from agentos.agent.channel import Channel
+from agentos.values import pack_value
+
+if TYPE_CHECKING:
+    from agentos.agent.runtime import Runtime
+
+
+class AgentProcess:
+    """The agent that this process is. `runtime` is None until its thread runs, and in forked children."""
+
+    def __init__(self, start: wire.Start, channel: Channel) -> None:
+        self.id = start.agent_id
+        self.name = start.name
+        self.run_id = start.run_id
+        self.level = start.level
+        self.pid = os.getpid()
+        self.channel = channel
+        self.runtime: Runtime | None = None
+        self.state = pack_value(None, "the state")
+        self._cleanups = ExitStack()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that the kernel started, not one that it forked."""
+        return os.getpid() == self.pid
+
+    def on_cleanup(self, function: Callable[[], Any]) -> None:
+        self._cleanups.callback(_run_to_its_end, function)
+
+    def cleanup(self) -> None:
+        """Run the clean-up functions, last registered first, each once and all of them; raises the last failure."""
+        self._cleanups.pop_all().close()
+
+    def refusal(self, operation: str, verdict: wire.Verdict) -> errors.PolicyViolationError:
+        """Return the error for a verdict that does not allow."""
+        fields: dict[str, Any] = {
+            "reason": verdict.reason,
+            "rule": verdict.rule,
+            "rule_name": verdict.rule_name,
+            "event_id": f"{self.run_id}-{verdict.seq}" if verdict.seq else None,
+            "on_violation": verdict.on_violation,
+        }
+        if verdict.retry_after_s is not None:
+            retry_after_s = verdict.retry_after_s
+            return errors.RateLimitedError(operation, verdict.resource, retry_after_s=retry_after_s, **fields)
+        return errors.PolicyViolationError(operation, verdict.resource, **fields)
+
+
+_current: AgentProcess | None = None
+
+
+def enter(process: AgentProcess) -> None:
+    """Make `process` the current one, once, at the start of the agent."""
+    global _current  # noqa: PLW0603 - a process is one agent
+    _current = process
+
+
+def current() -> AgentProcess | None:
+    """Return the agent that this process is, or None in a host program."""
+    return _current
+
+
+def _run_to_its_end(function: Callable[[], Any]) -> None:
+    result = function()
+    if inspect.iscoroutine(result):
+        asyncio.run(result)

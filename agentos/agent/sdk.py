@@ -1,0 +1,144 @@
+"""What an agent's own code may say: act, tool, save_state, on_cleanup, current_agent_id.
+
+Re-exported by `agentos`. `act` asks before something happens and raises when it may not; the rest is convenience.
+In a host program `tool` functions run as plain functions and `on_cleanup` keeps nothing; `act` and `save_state`
+say that there is no kernel to ask.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from agentos import wire
+from agentos.agent.process import AgentProcess, current
+from agentos.errors import BadRequest, KernelUnavailable, PolicyViolationError, ProtocolError
+from agentos.values import pack_value
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """A decision that allowed: it is on record as `seq` already. `rule` is None for the default."""
+
+    operation: str
+    resource: str
+    rule: int | None
+    rule_name: str | None
+    reason: str
+    seq: int
+
+
+def act(operation: str, resource: str, /, **claims: Any) -> Allowed:
+    """Ask the kernel whether this action may happen; returns only when it may.
+
+    `operation` is read, write, execute or network; `resource` any name that policies speak of (`db/users/42`).
+    `claims` are recorded and can only tighten the decision. Raises PolicyViolationError (RateLimitedError over a
+    rate limit), also when no verdict can be had; BadRequest outside an agent or for claims that cannot be sent.
+    """
+    process = _agent("act")
+    verdict = _decide(process, operation, resource, claims)
+    return Allowed(operation, verdict.resource, verdict.rule, verdict.rule_name, verdict.reason, verdict.seq)
+
+
+def _decide(process: AgentProcess, operation: str, resource: str, claims: dict[str, Any]) -> wire.Verdict:
+    try:
+        verdict = process.channel.act(operation, resource, claims=claims)
+    except KernelUnavailable as error:
+        raise PolicyViolationError(operation, resource, reason=str(error)) from error
+    except ProtocolError as error:
+        raise BadRequest(f"act({operation!r}, {resource!r}): {error}") from error
+    if verdict.effect != "allow":
+        raise process.refusal(operation, verdict)
+    return verdict
+
+
+@overload
+def tool(function: F, /) -> F: ...
+@overload
+def tool(*, name: str | None = None, cost: float | None = None) -> Callable[[F], F]: ...
+def tool(function: Any = None, /, *, name: str | None = None, cost: float | None = None) -> Any:
+    """Make each call of a function the action `execute tools/NAME`, decided before the body runs.
+
+    The outcome (well, or the exception's type) is recorded afterwards. `cost` is a claim for `max_cost` conditions.
+    Works for plain and async functions; outside an agent the function runs undecided.
+    """
+    if function is None:
+        return functools.partial(tool, name=name, cost=cost)
+    resource = f"tools/{name or function.__name__}"
+    claims = {} if cost is None else {"cost": cost}
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            with _Use(resource, claims):
+                return await function(*args, **kwargs)
+
+        return call_async
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _Use(resource, claims):
+            return function(*args, **kwargs)
+
+    return call
+
+
+class _Use:
+    """One call of a tool: the decision at its beginning, the outcome at its end."""
+
+    def __init__(self, resource: str, claims: dict[str, Any]) -> None:
+        self._resource = resource
+        self._claims = claims
+        self._process = current()
+        self._act_id = 0
+
+    def __enter__(self) -> None:
+        if self._process is not None:
+            self._act_id = _decide(self._process, "execute", self._resource, self._claims).id
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._process is not None:
+            detail = "" if kind is None else kind.__name__
+            self._process.channel.send(wire.Outcome(self._act_id, kind is None, detail))
+
+
+def save_state(value: Any) -> None:
+    """Keep `value`, as it is now, as the agent's state, and send it to the kernel.
+
+    Raises NotSerialisable at once, BadRequest outside an agent, KernelUnavailable when the kernel is gone.
+    """
+    process = _agent("save_state")
+    packed = pack_value(value, "the state")
+    process.state = packed
+    if process.runtime is not None:
+        process.runtime.call("save_state", {"value": packed})
+
+
+def on_cleanup(function: F) -> F:
+    """Have `function` (plain or async, no arguments) run when the agent ends or is asked to clean up; last in, first out.
+
+    Also a decorator. SIGKILL leaves no time for it.
+    """
+    process = current()
+    if process is not None:
+        process.on_cleanup(function)
+    return function
+
+
+def current_agent_id() -> str:
+    """Return the id of the agent that this process is. Raises BadRequest outside an agent."""
+    return _agent("current_agent_id").id
+
+
+def _agent(what: str) -> AgentProcess:
+    process = current()
+    if process is None:
+        raise BadRequest(f"{what}() works inside an agent only; run this function with `agentos run` or KernelSpace.execute")
+    return process
