@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from agentos.policies.faults import FieldError, one_of
+from agentos.policies.faults import FieldError, one_of, text
 
 PLAIN_KEYS: Final = ("user_role", "user_id", "session_id")
 KEYS: Final = (*PLAIN_KEYS, "time_window", "max_cost", "granted", "context")
@@ -134,7 +134,7 @@ def freeze(value: object) -> Mapping[str, Any] | None:
 def _frozen(value: object) -> object:
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(item) for key, item in value.items()})
-    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple, set, frozenset)) else value
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def parse(raw: Mapping[str, Any] | None) -> Conditions | None:
@@ -145,6 +145,8 @@ def parse(raw: Mapping[str, Any] | None) -> Conditions | None:
     more = raw.get("context", {})
     if not isinstance(more, Mapping):
         raise FieldError("context must be a mapping of context keys to values", ("conditions", "context"))
+    for key in more:
+        text(key, ("conditions", "context", str(key)), "a context key")
     equal += [(str(key), _wanted(more[key], ("conditions", "context", str(key)))) for key in more]
     window = _window(raw["time_window"]) if "time_window" in raw else None
     cost = _cost_max(raw["max_cost"]) if "max_cost" in raw else None

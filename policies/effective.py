@@ -65,7 +65,9 @@ class EffectivePolicy:
         self.workspace: str | None = workspace
         self.parent = parent
         self.quota: Quota = quota or (parent.quota if parent is not None else Quota())
-        self.link = self._link(policy, permissions, tuple(extra_rules), standing or Standing(), tuple(restrictions), name)
+        self.link = self._link(
+            policy, permissions, tuple(extra_rules), standing or Standing(), tuple(restrictions), name
+        )
         self._cached: Callable[[str, str, str | None, str | None], Prepared] = lru_cache(CACHE_ENTRIES)(self._prepare)
 
     @property

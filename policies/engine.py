@@ -22,6 +22,7 @@ from agentos.policies.rule import Matcher, Rule
 
 BUCKET_MAX: Final = 16  # up to here trying one after the other beats a tree
 FAN_OUT: Final = 16
+TREE_MEMORY_BYTES: Final = 64 << 20  # an upper bound for ten thousand alternatives; RE2 takes what it needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def _alternation(entries: Sequence[Entry]) -> re2._Regexp | None:
     """Return one expression for all entries; None where it would be too large, and the children are asked instead."""
     sources = {f"(?:{entry.matcher.glob.regex})" for entry in entries}
     try:
-        return compile_regex(f"(?:{'|'.join(sorted(sources))})/?")
+        return compile_regex(f"(?:{'|'.join(sorted(sources))})/?", TREE_MEMORY_BYTES)
     except GlobError:
         return None
 
@@ -134,8 +135,6 @@ def _tokens(name: str) -> Iterable[str]:
     while at >= 0:
         segments.append("*" + host[at:])
         at = host.find(".", at + 1)
-    if ":" in host and not host.endswith("]"):  # `host:8443` is also filed as `*.parent` without its port
-        segments.extend(_tokens(f"x://{host.rpartition(':')[0]}"))
     return segments
 
 
@@ -148,17 +147,18 @@ class Compiled:
         self.rules = tuple(rules)
         self._indices: dict[str, Index] = {}
 
-    def hits(self, subject: Subject) -> list[int]:
+    def hits(self, subject: Subject) -> list[tuple[int, Rule]]:
         """Return the rules that match the subject, conditions left aside, in order, up to the first without any."""
         base = base_operation(subject.operation)
         index = self._indices.get(base)
         if index is None:
             index = self._indices[base] = Index(list(self._entries(base)))
-        found: list[int] = []
+        found: list[tuple[int, Rule]] = []
         for number in index.rules(subject.names):
-            if covers(self.rules[number], subject):
-                found.append(number)
-                if self.rules[number].pattern.when is None:
+            rule = self.rules[number]
+            if covers(rule, subject):
+                found.append((number, rule))
+                if rule.pattern.when is None:
                     break
         return found
 

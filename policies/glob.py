@@ -18,11 +18,11 @@ import re2
 from agentos.policies import url
 from agentos.policies.normalise import InvalidResource, is_url
 
+REGEX_MEMORY_BYTES: Final = 8 << 20  # RE2's own default
 ALTERNATIVES_MAX: Final = 1_000  # of one pattern after {a,b} expansion: a list, not a bomb
 _SPECIAL: Final = frozenset("*?[\\")
 _NO_NAMES: Final = ("*", "**", ".", "..")  # without a slash, and yet no program's name
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
-_REGEX_MEMORY_BYTES: Final = 64 << 20
 
 Kind = Literal["any", "exact", "prefix", "regex", "person"]  # "person": a regular expression someone wrote
 
@@ -31,11 +31,11 @@ class GlobError(ValueError):
     """The pattern means nothing, or would mean different things to different readers."""
 
 
-def compile_regex(expression: str) -> re2._Regexp:
+def compile_regex(expression: str, memory_bytes: int = REGEX_MEMORY_BYTES) -> re2._Regexp:
     """Compile for RE2: linear time, no look-around, no back-references (R4). Raises GlobError."""
     options = re2.Options()
     options.log_errors = False
-    options.max_mem = _REGEX_MEMORY_BYTES
+    options.max_mem = memory_bytes
     try:
         return re2.compile(expression, options)
     except re2.error as error:
@@ -105,6 +105,8 @@ def _one(text: str) -> Glob:
         return ANY
     if is_url(text):
         return _url_glob(text)
+    if "://" in text:
+        raise GlobError("the scheme of a URL has no wildcards; write {http,https}://")
     if text.startswith("unix:/"):
         return _path_glob(text.removeprefix("unix:"), before="unix:")
     return _path_glob(text)
@@ -214,11 +216,12 @@ def _ranges(body: str) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     at = 0
     while at < len(body):
-        high = body[at + 2] if body[at + 1 : at + 2] == "-" and at + 2 < len(body) else body[at]
+        is_range = at + 2 < len(body) and body[at + 1] == "-"  # a '-' that ends the class is itself
+        high = body[at + 2] if is_range else body[at]
         if high < body[at]:
             raise GlobError(f"the range {body[at]}-{high} runs backwards")
         found.append((ord(body[at]), ord(high)))
-        at += 1 if high is body[at] and body[at + 1 : at + 2] != "-" or at + 2 >= len(body) else 3
+        at += 3 if is_range else 1
     return found
 
 
@@ -267,24 +270,19 @@ def _url_glob(text: str) -> Glob:
         raise GlobError(f"not a URL pattern: {error}") from error
     if "#" in path or " " in path:
         raise GlobError("a fragment or a space never takes part in a match")
-    literal_host = host_regex == re2.escape(host_token) and port_text is not None
+    literal = ""
+    if port_text is not None and host_regex == re2.escape(host_token):
+        literal = f"{scheme.lower()}://{host_token}{port_text}"
     origin = f"{re2.escape(scheme.lower())}://{host_regex}{port_regex}"
     tokens = (host_token + (port_text or ""),) if host_token and port_text is not None else (f"{scheme.lower()}:",)
     if scheme.lower() in url.PORT_ONLY:
-        return _endpoint(scheme.lower(), origin, host_token if literal_host else "", port_text, slash + path, tokens)
-    literal = f"{scheme.lower()}://{host_token}{port_text}" if literal_host else None
+        if slash + path not in ("", "/") or port_text == "":
+            raise GlobError(f"{scheme}:// needs a host and a port (or ':*') and no path")
+        return Glob("exact", origin, text=literal, tokens=tokens) if literal else Glob("regex", origin, tokens=tokens)
     return _url_path(origin, literal, path.split("/"), tokens)
 
 
-def _endpoint(scheme: str, origin: str, host: str, port: str | None, path: str, tokens: tuple[str, ...]) -> Glob:
-    if path not in ("", "/") or port == "":
-        raise GlobError(f"{scheme}:// needs a host and a port (or ':*') and no path")
-    if host:
-        return Glob("regex", origin, tokens=(f"{host}{port}",))
-    return Glob("regex", origin, tokens=tokens)
-
-
-def _url_path(origin: str, literal: str | None, segments: list[str], tokens: tuple[str, ...]) -> Glob:
+def _url_path(origin: str, literal: str, segments: list[str], tokens: tuple[str, ...]) -> Glob:
     if any(_literal(s) == ".." for s in segments):
         raise GlobError("'..' in a pattern; write the path it leads to")
     segments = [s for s in segments if s != "."] or [""]
@@ -292,7 +290,7 @@ def _url_path(origin: str, literal: str | None, segments: list[str], tokens: tup
     middle = segments[:-1] if recursive else segments
     literals = [_literal(s) for s in middle]
     tokens += tuple(s for s in literals if s)
-    if literal is not None and None not in literals and segments[-1] != "**":
+    if literal and None not in literals and segments[-1] != "**":
         text = literal + "".join(f"/{s}" for s in literals)
         if recursive:
             return Glob("prefix", re2.escape(text + "/") + "(?s:.*)", text=text + "/", tokens=tokens)

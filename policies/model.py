@@ -101,9 +101,16 @@ class Policy:
             raise FieldError("add_rule needs a pattern", ("pattern",))
         self._append(
             Rule(
-                action, pattern, reason=reason, name=name, description=description, on_violation=on_violation,
-                rate_limit=rate_limit, audit=audit, ask_timeout_s=ask_timeout_s,
-            )  # fmt: skip
+                action,
+                pattern,
+                reason=reason,
+                name=name,
+                description=description,
+                on_violation=on_violation,
+                rate_limit=rate_limit,
+                audit=audit,
+                ask_timeout_s=ask_timeout_s,
+            )
         )
 
     def _append(self, rule: Rule) -> None:
@@ -121,20 +128,20 @@ class Policy:
 
         Raises PolicyLoadError with file, line and column for anything wrong, unknown or doubled (R14).
         """
-        from agentos.policies import loader  # late: the loader builds policies
+        from agentos.policies import loader  # noqa: PLC0415 - the loader builds policies
 
         return loader.load(text_or_path)
 
     def to_yaml(self) -> str:
         """Return the policy as YAML that `from_yaml` reads back with the same hash."""
-        from agentos.policies import loader
+        from agentos.policies import loader  # noqa: PLC0415 - as in from_yaml
 
         return loader.dump(self)
 
     @classmethod
     def builtin(cls, name: str) -> Policy:
         """Return a fresh copy of a built-in: strict, permissive, audit, workspace, custom. Raises PolicyLoadError."""
-        from agentos.policies import loader
+        from agentos.policies import loader  # noqa: PLC0415 - as in from_yaml
 
         return loader.load_builtin(one_of(name, BUILTINS, ("policy",), "built-in policy"))
 
@@ -176,11 +183,16 @@ class Policy:
         bound.restrictions = tuple(dict.fromkeys((*self.restrictions, *restrictions)))
         return bound
 
+    def with_rules(self, rules: Iterable[Rule]) -> Policy:
+        """Return a copy with `rules` appended; this policy, and what runs under it, do not change."""
+        bound = self._copy()
+        for rule in rules:
+            bound.add_rule(rule)
+        return bound
+
     def _copy(self) -> Policy:
         other = copy.copy(self)
-        other._rules = list(self._rules)
-        other._hash = None
-        other._trial = Quota()
+        vars(other).update(_rules=list(self._rules), _hash=None, _trial=Quota())
         return other
 
     # --- deciding ------------------------------------------------------------------------------------------------
@@ -239,10 +251,7 @@ class Policy:
 
 def policy_with(policy: Policy, rules: Iterable[Rule]) -> Policy:
     """Return a copy of `policy` with `rules` appended; the original, and what runs under it, do not change."""
-    other = policy._copy()
-    for rule in rules:
-        other._append(rule)
-    return other
+    return policy.with_rules(rules)
 
 
 def _subject(link: Link, operation: str, resource: str, argv: tuple[str, ...] | None) -> Subject | Decision:

@@ -28,7 +28,7 @@ def normalise(resource: str) -> str:
     if _PLAIN.fullmatch(resource) and len(resource) < RESOURCE_BYTES_MAX:  # nothing to do, the usual case
         return resource
     if _SCHEME.match(resource):
-        from agentos.policies.url import normalise_url  # late: url.py needs this module's error and limits
+        from agentos.policies.url import normalise_url  # noqa: PLC0415 - url.py needs this module's error first
 
         check_text(resource)
         return normalise_url(resource)
@@ -59,7 +59,7 @@ def normalise_path(path: str) -> str:
     absolute = path.startswith("/")
     kept: list[str] = []
     for segment in path.split("/"):
-        if segment == "" or segment == ".":
+        if segment in {"", "."}:
             continue
         if segment != "..":
             kept.append(segment)
@@ -88,7 +88,7 @@ def _unix(resource: str) -> str:
 
 
 def printable_name(path: str | bytes) -> str:
-    """Return a file name as text; bytes that are no UTF-8 read as `\\xNN` (a name may hold any byte but / and NUL)."""
+    r"""Return a file name as text; bytes that are no UTF-8 read as `\xNN` (a name may hold any byte but / and NUL)."""
     raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
     return raw.decode("utf-8", "backslashreplace")
 

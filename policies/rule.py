@@ -139,7 +139,7 @@ def _alternatives(resource: str, match_type: str, *, execute: bool) -> list[Matc
 
 
 def _words(resource: str) -> list[str]:
-    """Split on spaces; `\\ ` is a space within a word, and `{a b}` does not exist."""
+    r"""Split on spaces; `\ ` is a space within a word, and `{a b}` does not exist."""
     words, word, at = [], "", 0
     while at < len(resource):
         if resource[at] == "\\":
@@ -232,7 +232,9 @@ def _check_rate(value: object) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= RATE_LIMIT_MAX:
-        raise FieldError(f"rate_limit is a number of calls a minute, 1 to {RATE_LIMIT_MAX}, not {value!r}", ("rate_limit",))
+        raise FieldError(
+            f"rate_limit is a number of calls a minute, 1 to {RATE_LIMIT_MAX}, not {value!r}", ("rate_limit",)
+        )
 
 
 def _check_timeout(value: object, action: str) -> None:

@@ -1,8 +1,9 @@
-"""The rule sets that stand before every policy: @self, @command, @runtime (DESIGN 3).
+"""The rule sets that stand before every policy: @self, @private, @command, @runtime (DESIGN 3).
 
-@self keeps agents from changing agentos and from reading its keys; nothing overrides it. @command lets the named
-program and the agent's own source be loaded. @runtime lets interpreters and libraries be read; a policy may drop
-it. All by absolute path; the interceptor also holds @self by inode. Reads nothing from disk.
+@self keeps agents from changing agentos and from reading its keys; nothing overrides it. @private is the agent's
+own temporary directory. @command lets the named program and the agent's own source be loaded. @runtime lets
+interpreters and libraries be read; a policy may drop it. All by absolute path; the interceptor also holds @self by
+inode. Reads nothing from disk.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Standing:
 
     write_denied: tuple[str, ...] = ()
     read_denied: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     runtime: tuple[str, ...] = ()
@@ -51,10 +53,12 @@ class Standing:
         """Return (layer, effect) for a normalised absolute path, None when no set speaks about it."""
         base = base_operation(operation)
         probe = absolute if absolute.endswith("/") else absolute + "/"  # `/x/` covers /x and what is below, not /xy
-        if base == "write" and probe.startswith(self.write_denied) or probe.startswith(self.read_denied):
+        if probe.startswith(self.read_denied if base != "write" else self.write_denied):
             return "@self", "deny"
         if operation in MOVING and any(kept.startswith(probe) for kept in self.write_denied):
             return "@self", "deny"  # moving a parent directory away moves what is in it
+        if base in ("read", "write") and probe.startswith(self.private):
+            return "@private", "allow"
         if base in ("read", "execute") and probe.startswith(self.command):
             return "@command", "allow"
         if base == "read" and self._is_code(absolute):
@@ -66,12 +70,12 @@ class Standing:
         return None
 
     def _is_code(self, absolute: str) -> bool:
-        """Python source below a code path, or a listing on the way to it; nothing hidden: no package begins with a dot."""
+        """Whether it is Python source or a listing below a code path; not if hidden: no package begins with a dot."""
         for root in self.code:
             below = absolute[len(root) :] if absolute.startswith(root) else None
             if below is None or below.startswith(".") or "/." in below:
                 continue
-            return absolute.endswith("/") or absolute.endswith(SOURCE_SUFFIXES)
+            return absolute.endswith(("/", *SOURCE_SUFFIXES))
         return absolute + "/" in self.code and absolute.endswith(SOURCE_SUFFIXES)
 
 
@@ -81,13 +85,15 @@ def standing(
     package_dir: str | None = None,
     self_paths: Iterable[str] = (),
     secret_self_paths: Iterable[str] = (),
+    private_paths: Iterable[str] = (),
     command_paths: Iterable[str] = (),
     code_paths: Iterable[str] = (),
 ) -> Standing:
     """Return the sets for one agent; all paths absolute and, where links are involved, given in both forms.
 
     `self_paths`: policy files, agentos.yaml, bin/; `secret_self_paths`: state and runtime directories, keys,
-    sockets. Of a prefix that people share (`/usr`) only the parts where a Python lives are meant.
+    sockets; `private_paths`: the agent's own temporary directory. Of a prefix that people share (`/usr`) only the
+    parts where a Python lives are meant.
     """
     installed = [part for prefix in sys_prefixes for part in _parts(prefix)]
     package = [package_dir] if package_dir else []
@@ -95,6 +101,7 @@ def standing(
     return Standing(
         write_denied=_prefixes([*installed, *package, *self_paths]) + secret,
         read_denied=secret,
+        private=_prefixes(private_paths),
         command=_prefixes(command_paths),
         code=_prefixes(code_paths),
         runtime=_prefixes([*RUNTIME_TREES, *installed, *package]),

@@ -1,6 +1,6 @@
-"""URLs, read strictly: what two parsers could read differently is invalid, hence denied (R3).
+r"""URLs, read strictly: what two parsers could read differently is invalid, hence denied (R3).
 
-Not urllib: it accepts `https://good.com\\@evil.com/`, embedded tabs and `http://0x7f.1/`. Sources: RFC 3986,
+Not urllib: it accepts `https://good.com\@evil.com/`, embedded tabs and `http://0x7f.1/`. Sources: RFC 3986,
 RFC 9110 4.2.4 (userinfo), CSP 3 (ports, wildcards of hosts), IDNA 2008 without UTS 46 mapping.
 """
 

@@ -53,6 +53,7 @@ class Step:
     when: Conditions | None = None
     enforce: bool = True
     decides: bool = True  # False for a default: under permissive inheritance the parent is asked instead
+    limit_key: str = ""  # whose log a rate limit counts in; "" for no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +75,32 @@ class Link:
     name: str | None = None
     parent: Link | None = None
 
-    def refusal(self, operation: str) -> str | None:
-        """Return why this link's ceilings, or those above it, refuse the operation; None when they do not (R10)."""
+    def refusal(self, operation: str) -> tuple[str, bool] | None:
+        """Return why the ceilings of this link or of those above refuse the operation, and whether that is enforced.
+
+        Ceilings (R9.4, R10) bind every descendant, whatever `inheritance` says: it is about rules.
+        """
         base = base_operation(operation)
         if base in self.restrictions:
-            return reasons.RESTRICTED
+            return reasons.RESTRICTED, self.enforce
         if self.permissions is not None and not self.permissions & {"*", base, operation}:
-            return reasons.NOT_PERMITTED
+            return reasons.NOT_PERMITTED, self.enforce
         return self.parent.refusal(operation) if self.parent is not None else None
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The steps of one name under one link, the last of them unconditional, and the plan of the parent."""
+class Part:
+    """The steps of one name under one link; the last of them is unconditional."""
 
     steps: tuple[Step, ...]
     link: Link
-    parent: Plan | None
 
     def static(self) -> bool:
-        """Whether no moment can change the outcome."""
-        first = self.steps[0]
-        own = first.when is None and (first.rule is None or first.rule.rate_limit is None)
-        return own and (self.parent is None or self.parent.static())
+        """Whether no moment can change which step is chosen, and choosing it counts nothing."""
+        return self.steps[0].when is None and not self.steps[0].limit_key
+
+
+Plan = tuple[Part, ...]  # of one name: the agent's own part first, then those of its ancestors that have a say
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,8 @@ def taken_away(restrictions: Iterable[str]) -> frozenset[str]:
     """Return the operations that restrictions such as `no_network` remove. Raises BadRequest (R9.4)."""
     for name in restrictions:
         if name not in RESTRICTIONS:
-            raise BadRequest(f"unknown restriction {name!r}{nearest(name, RESTRICTIONS)}; known: {', '.join(RESTRICTIONS)}")
+            known = ", ".join(RESTRICTIONS)
+            raise BadRequest(f"unknown restriction {name!r}{nearest(name, RESTRICTIONS)}; known: {known}")
     return frozenset(RESTRICTIONS[name] for name in restrictions)
 
 
@@ -133,29 +138,32 @@ def taken_away(restrictions: Iterable[str]) -> frozenset[str]:
 
 def plan(link: Link, subject: Subject) -> Plan:
     """Return everything `link` and its ancestors can say about the subject."""
-    above = None
-    if link.parent is not None and link.parent.inheritance != "none":
-        above = plan(link.parent, subject)
-    return Plan(tuple(_steps(link, subject)), link, above)
+    parts = [Part(_steps(link, subject), link)]
+    ancestor = link.parent
+    while ancestor is not None:
+        if ancestor.inheritance != "none":
+            parts.append(Part(_steps(ancestor, subject), ancestor))
+        ancestor = ancestor.parent
+    return tuple(parts)
 
 
-def _steps(link: Link, subject: Subject) -> Iterable[Step]:
+def _steps(link: Link, subject: Subject) -> tuple[Step, ...]:
     standing = _standing(link, subject)
     if standing is not None:
         return (standing,)
     refused = link.refusal(subject.operation)
     if refused is not None:
-        return (_step(link, subject, "deny", refused, "permissions"),)
+        reason, enforce = refused
+        return (_step(link, subject, "deny", reason, "permissions", enforce=enforce),)
     steps: list[Step] = []
     for layer, compiled in (("@flags", link.extra), ("policy", link.rules)):
-        for index in compiled.hits(subject) if compiled is not None else ():
-            step = _rule_step(link, subject, layer, index, compiled.rules[index]) if compiled is not None else None
+        for index, rule in compiled.hits(subject) if compiled is not None else ():
+            step = _rule_step(link, subject, layer, index, rule)
             if step is not None:
                 steps.append(step)
                 if step.when is None:
-                    return steps
-    steps.append(_default(link, subject))
-    return steps
+                    return tuple(steps)
+    return (*steps, _default(link, subject))
 
 
 def _standing(link: Link, subject: Subject) -> Step | None:
@@ -207,11 +215,14 @@ def _step(
     rule: Rule | None = None,
     when: Conditions | None = None,
     decides: bool = True,
+    enforce: bool | None = None,
 ) -> Step:
+    enforce = link.enforce if enforce is None else enforce
     made = _decision(link, subject, effect, reason, layer, index, rule, pure=when is None)
-    if effect != "allow" and not link.enforce:
+    if effect != "allow" and not enforce:
         made = replace(made, effect="allow", would_deny=True, on_violation=None, cacheable=False, ask_timeout_s=None)
-    return Step(made, rule, when, link.enforce, decides)
+    limited = rule is not None and rule.rate_limit is not None and effect != "deny"
+    return Step(made, rule, when, enforce, decides, f"{link.policy}\n{rule.identity()}" if limited and rule else "")
 
 
 def _decision(
@@ -262,8 +273,10 @@ def invalid(link: Link, operation: str, resource: str, reason: str) -> Decision:
 
 def settle(plans: Sequence[Plan]) -> Decision | None:
     """Return the decision where no moment can change it, else None."""
-    if not all(p.static() for p in plans):
+    if not all(part.static() for parts in plans for part in parts):
         return None
+    if len(plans) == 1 and len(plans[0]) == 1:  # the usual case: one name, no parent
+        return plans[0][0].steps[0].decision
     return _worst([_choose(p, Facts(), "-") for p in plans]).decision
 
 
@@ -292,40 +305,40 @@ def _limited(charges: Mapping[Charge, Step], made: Decision, quota: Quota, now_s
         if not step.enforce:
             unenforced = replace(made, would_deny=True, reason=reasons.RATE_LIMITED, cacheable=False)
             continue
-        return replace(
-            step.decision, effect="deny", reason=reasons.RATE_LIMITED, retry_after_s=wait_s, durable=True, cacheable=False,
-            on_violation=step.rule.on_violation if step.rule else None, ask_timeout_s=None,
-        )  # fmt: skip
+        signal = step.rule.on_violation if step.rule else None  # R13: also when the limit trips
+        refused = replace(step.decision, effect="deny", reason=reasons.RATE_LIMITED, retry_after_s=wait_s)
+        return replace(refused, on_violation=signal, durable=True, cacheable=False, ask_timeout_s=None)
     return unenforced
 
 
-def _choose(plan: Plan, facts: Facts, name: str) -> Outcome:
-    own = _own(plan, facts, name)
-    if plan.parent is None:
-        return own
-    if plan.parent.link.inheritance == "permissive" and own.decides:
-        return own
-    # a parent without a name of its own shares one budget among all its children: tighter, never wider
-    above = _choose(plan.parent, facts, plan.parent.link.name or "-")
-    if plan.parent.link.inheritance == "permissive":
-        return above
-    charges = own.charges + above.charges
-    if _rank(above.decision) > _rank(own.decision):
-        return Outcome(replace(above.decision, layer="parent"), above.decides, charges)
-    return Outcome(own.decision, own.decides, charges)
+def _choose(parts: Plan, facts: Facts, name: str) -> Outcome:
+    """Fold the ancestors over the agent's own outcome: the inheritance of each governs what is below it (R9)."""
+    outcome = _own(parts[0], facts, name)
+    for part in parts[1:]:
+        if part.link.inheritance == "permissive" and outcome.decides:
+            continue
+        # an ancestor without a name of its own shares one budget among all its children: tighter, never wider
+        above = _own(part, facts, part.link.name or "-")
+        above = replace(above, decision=replace(above.decision, layer="parent"))
+        outcome = above if part.link.inheritance == "permissive" else _both(outcome, above)
+    return outcome
 
 
-def _own(plan: Plan, facts: Facts, name: str) -> Outcome:
-    for step in plan.steps:
+def _both(below: Outcome, above: Outcome) -> Outcome:
+    """Return the more restrictive of two that must both allow; both are counted (R8.4), and that settles it."""
+    decision = max(below.decision, above.decision, key=_rank)
+    return Outcome(decision, decides=True, charges=below.charges + above.charges)
+
+
+def _own(part: Part, facts: Facts, name: str) -> Outcome:
+    for step in part.steps:
         rule = step.rule
-        if step.when is not None and rule is not None:
-            if not matches(step.when, rule.action, facts.context, facts.claims, facts.at):
-                continue
-        if rule is None or rule.rate_limit is None or rule.action == "deny":
-            return Outcome(step.decision, step.decides)
-        charge = Charge(f"{plan.link.policy}\n{rule.identity()}", name, rule.rate_limit)
-        return Outcome(step.decision, step.decides, ((charge, step),))
-    raise AssertionError("a plan ends with an unconditional step")
+        if step.when is None or rule is None or matches(step.when, rule.action, facts.context, facts.claims, facts.at):
+            break
+    charges: tuple[tuple[Charge, Step], ...] = ()
+    if step.limit_key and step.rule is not None and step.rule.rate_limit is not None:
+        charges = ((Charge(step.limit_key, name, step.rule.rate_limit), step),)
+    return Outcome(step.decision, step.decides, charges)
 
 
 def _worst(outcomes: Sequence[Outcome]) -> Outcome:
