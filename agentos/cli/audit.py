@@ -180,7 +180,7 @@ def _tell_action(event: Event, data: dict[str, Any]) -> str:
     rule = data.get("rule_name") or (f"rule {data['rule']}" if data.get("rule") is not None else "default")
     repeats = f" ({data['repeats']} more)" if data.get("repeats") else ""
     reason = f": {data['reason']}" if data.get("reason") else ""
-    return f"{data.get('operation', '?'):<8}  {data.get('resource', '?')}  {verdict} by {rule}{reason}{repeats}"
+    return f"{data.get('operation')!s:<8}  {data.get('resource', '?')}  {verdict} by {rule}{reason}{repeats}"
 
 
 def _tell_starting(_: Event, data: dict[str, Any]) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agentos import wire
 from agentos.cli.output import say
@@ -54,8 +53,7 @@ class Conversation:
         self._link.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One call about one agent."""
 
     agent: Agent

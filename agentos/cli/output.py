@@ -5,7 +5,6 @@ Not a terminal: no colour, no truncation. Imports the standard library only.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,8 @@ def say(text: str) -> None:
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document. ASCII only, so that what an agent chose cannot reach the terminal as control."""
+    import json  # noqa: PLC0415  # `ps` and `kill` without --json start sooner
+
     print(json.dumps(value, indent=indent, ensure_ascii=True, default=str))
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agentos.errors import CallerError, UnknownAgent
 from agentos.runs import Run
@@ -28,8 +27,7 @@ class AgentEnded(CallerError):
         super().__init__(f"agent {agent.label!r} has ended ({agent.ending})")
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(NamedTuple):
     """One agent as its kernel or its record tells of it. `row` is untrusted text: print it with printable()."""
 
     row: dict[str, Any]

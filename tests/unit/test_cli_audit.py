@@ -1,0 +1,72 @@
+"""Events told in one line, and the agents of past runs told from their events."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentos.cli.audit import one_line
+from agentos.cli.past import fold
+
+RUN = "20260102T030405-1a2b3c"
+
+
+def event(
+    event_type: str, seq: int = 1, agent_id: str = "a1", agent_name: str = "report", **data: Any
+) -> dict[str, Any]:
+    ts = f"2026-01-02T03:04:{seq:02d}.678901Z"
+    return {"seq": seq, "event_id": f"{RUN}-{seq}", "ts": ts, "event_type": event_type, "severity": "info",
+            "agent_id": agent_id, "agent_name": agent_name, "execution_id": agent_id, "data": data}  # fmt: skip
+
+
+def test_actions_say_what_was_decided_and_why() -> None:
+    told = one_line(event("action_allowed", operation="read", resource="data/a", rule=2, reason="granted"))
+    assert told == "2026-01-02 03:04:01.678  report        read      data/a  allowed by rule 2: granted"
+    told = one_line(event("policy_violation", operation="read", resource=".env", rule_name="secrets", reason="no"))
+    assert told.endswith("read      .env  denied by secrets: no")
+    told = one_line(event("policy_violation", operation="read", resource=".env", enforced=False))
+    assert told.endswith(".env  allowed, would be denied by default")
+    told = one_line(event("policy_violation_repeated", operation="read", resource=".env", rule=0, repeats=41))
+    assert told.endswith("denied by rule 0 (41 more)")
+
+
+def test_a_life_reads_as_a_story() -> None:
+    assert one_line(event("agent_starting", command=["ls", "-l"], policy="workspace", level="none")).endswith(
+        "start     ls -l  policy workspace, level none"
+    )
+    assert one_line(event("signal_sent", signal="SIGSTOP", scope="tree", sender="cli")).endswith(
+        "signal    SIGSTOP to tree, from cli"
+    )
+    assert one_line(event("agent_exited", how="exit code 0", actions=3, violations=1)).endswith(
+        "end       exit code 0; 3 actions, 1 denied"
+    )
+    assert one_line(event("kernel_stopped", agent_name="", agent_id="", why="shutdown")).endswith(
+        "kernel        kernel stopped  why shutdown"
+    )
+
+
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v))  # fmt: skip
+KEYS = st.sampled_from(["operation", "resource", "rule", "rule_name", "reason", "command", "signal", "how", "x"])
+TYPES = st.sampled_from(
+    ["action_allowed", "policy_violation", "agent_starting", "agent_exited", "signal_sent", "new\x1b"]
+)
+
+
+@given(TYPES, st.text(), st.dictionaries(KEYS, VALUES))
+def test_any_event_is_one_harmless_line(event_type: str, name: str, data: dict[str, Any]) -> None:
+    assert one_line(event(event_type, agent_name=name, **data)).isprintable()
+
+
+def test_past_agents_are_told_from_their_events() -> None:
+    story = [
+        event("agent_starting", 1, name="report", command=["ls"], policy="workspace", level="none", cwd="/w"),
+        event("agent_started", 2, pid=42, sentry_pid=41),
+        event("agent_starting", 3, agent_id="a2", name="lost", command=["sleep"], policy="workspace", level="none"),
+        event("agent_exited", 4, exit_code=0, exit_signal=None, ended_by="", actions=3, violations=1),
+        event("agent_exited", 5, agent_id="never-started", exit_code=0),
+    ]
+    report, lost = fold(RUN, story)
+    assert report["state"] == lost["state"] == "terminated"
+    assert (report["pid"], report["exit_code"], report["actions_count"]) == (42, 0, 3)
+    assert report["ended_at"] > report["started_at"]
+    assert (lost["exit_code"], lost["exit_signal"]) == (None, None)  # nobody saw how, and we say so
