@@ -135,4 +135,4 @@ def test_the_project_speaks_of_itself_alone() -> None:
 def test_a_machine_path_is_found() -> None:
     assert MACHINE.findall("see /ro" + "ot/checkout/README.md")
     assert TEMPORARY.findall("write to /t" + "mp/x")
-    assert not MACHINE.findall("~/work/notes, data/root/x, $HOME/work/x, https://example.org/home/")
+    assert not MACHINE.findall("~/root/notes, data/root/x, $HOME/root/x, https://example.org/home/")
