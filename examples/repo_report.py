@@ -48,7 +48,9 @@ def git(*words: str) -> str:
 def authors_of(name: str) -> Counter[str]:
     """Count the lines each author last touched; a file git does not know yet has none."""
     blame = subprocess.run(["git", "blame", "--line-porcelain", "--", name], check=False, capture_output=True)
-    return Counter(line[7:].decode(errors="replace") for line in blame.stdout.splitlines() if line.startswith(b"author "))
+    return Counter(
+        line[7:].decode(errors="replace") for line in blame.stdout.splitlines() if line.startswith(b"author ")
+    )
 
 
 def size_of(sizes: subprocess.Popen[str], name: str) -> str:

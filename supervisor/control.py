@@ -170,7 +170,7 @@ class Control:
         return pid, ""
 
     def _ancestry_is_clean(self, pid: int) -> bool:
-        """Whether the walk from `pid` to process 1 meets no sentry; a caller in a foreign pid namespace is 0: refused."""
+        """Whether the walk from `pid` to process 1 meets no sentry; 0 (a foreign pid namespace) is refused."""
         for _ in range(_ANCESTORS_MAX):
             if pid == 0:
                 return False

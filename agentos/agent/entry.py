@@ -158,7 +158,7 @@ def _complain(text: str) -> None:
 def _exit(code: int, number: int) -> NoReturn:
     """Run what atexit holds, flush, and end with `code` or by signal `number`."""
     try:
-        atexit._run_exitfuncs()  # type: ignore[attr-defined]  # noqa: SLF001 - os._exit would skip it
+        atexit._run_exitfuncs()  # noqa: SLF001 - os._exit would skip it
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:  # a broken stdout is no reason to stay

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from agentos import wire
 from agentos.agent.process import AgentProcess
-from agentos.client.link import rebuild
 from agentos.errors import AgentosError, KernelUnavailable, ProtocolError
+from agentos.faults import rebuild
 
 _GONE: Final = "the kernel is gone"
 

@@ -122,9 +122,9 @@ def save_state(value: Any) -> None:
 
 
 def on_cleanup(function: F) -> F:
-    """Have `function` (plain or async, no arguments) run when the agent ends or is asked to clean up; last in, first out.
+    """Have `function` (plain or async, no arguments) run when the agent ends or is asked to clean up.
 
-    Also a decorator. SIGKILL leaves no time for it.
+    Last in, first out. Also a decorator. SIGKILL leaves no time for it.
     """
     process = current()
     if process is not None:
@@ -140,5 +140,7 @@ def current_agent_id() -> str:
 def _agent(what: str) -> AgentProcess:
     process = current()
     if process is None:
-        raise BadRequest(f"{what}() works inside an agent only; run this function with `agentos run` or KernelSpace.execute")
+        raise BadRequest(
+            f"{what}() works inside an agent only; run this function with `agentos run` or KernelSpace.execute"
+        )
     return process

@@ -28,7 +28,7 @@ def events(
     """Yield the events of one run in the order of its record, those after `after_seq`; nothing where none is."""
     from agentos.recorder.reader import RunReader  # noqa: PLC0415  # SQLite: who only asks the living must not load it
 
-    reader = RunReader(run)
+    reader = RunReader(run.state)
     try:
         for event in reader.events(after_seq=after_seq):
             if (not event_types or event.event_type in event_types) and (

@@ -1,40 +1,32 @@
-"""KernelSpace: the host program's kernel client. Starts a kernel at the first call, speaks to it over a socketpair.
+"""KernelSpace: the host program's kernel client. Starts a kernel at the first call that needs one.
 
-A daemon thread reads the socket, so that the same object works under asyncio and uvloop, from threads, in several
-`asyncio.run` one after the other, and in plain synchronous code (`get_agent_status`). The kernel sees the end of the
-socket when this process ends, however it ends, and then ends all agents.
+Works under asyncio and uvloop, from threads, in several `asyncio.run` one after the other, and in plain synchronous
+code (`get_agent_status`): all it awaits comes from the thread of its Connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
-import contextlib
-import itertools
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import cloudpickle
 
-from agentos import errors, wire
+from agentos import errors
+from agentos.client.connection import CALL_LIMIT_S, Connection
 from agentos.client.launch import Started, start_kernel
-from agentos.client.link import Link
-from agentos.faults import rebuild
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal
 from agentos.values import pack_value, unpack_value
 
-CALL_LIMIT_S: Final = 30.0  # for synchronous calls: the kernel answers in microseconds or is gone
 _current_agent: ContextVar[str | None] = ContextVar("agentos_current_agent", default=None)
 
 
@@ -150,7 +142,7 @@ class KernelSpace:
         rate_limit: int | None,
         priority: int,
     ) -> Callable[..., Any]:
-        known: str = name or getattr(function, "__name__", type(function).__name__)
+        known: str = name or str(getattr(function, "__name__", type(function).__name__))
         for word in permissions or ():
             if word not in ("read", "write", "execute", "network"):
                 hint = errors.nearest(word, ("read", "write", "execute", "network"))
@@ -165,7 +157,7 @@ class KernelSpace:
     def _find(self, agent: Callable[..., Any] | str) -> Registration:
         entry = self._by_name.get(agent) if isinstance(agent, str) else self._by_function.get(agent)
         if entry is None:
-            name = agent if isinstance(agent, str) else getattr(agent, "__name__", repr(agent))
+            name = agent if isinstance(agent, str) else str(getattr(agent, "__name__", repr(agent)))
             raise errors.NotRegistered(name, self._by_name)
         return entry
 
@@ -300,71 +292,6 @@ class KernelSpace:
             policy=name, policy_text=text, policy_files=files, workspace=self._workspace, debug=self._debug,
             database=database, keep_record=keep,
         )  # fmt: skip
-
-
-class Connection:
-    """A started kernel and the thread that reads its answers. Thread-safe."""
-
-    def __init__(self, started: Started) -> None:
-        self.run = started.run
-        self.lost = False
-        self._link: Link = started.link
-        self._guard: subprocess.Popen[bytes] = started.guard
-        self._ids = itertools.count(1)
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._waiting: dict[int, Future[Any]] = {}
-        threading.Thread(target=self._read, name="agentos-link", daemon=True).start()
-        atexit.register(self._at_exit)
-
-    def submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
-        """Send one call; the future holds its value or raises what the kernel said. Raises KernelUnavailable."""
-        if os.getpid() != self._pid:
-            raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
-        future: Future[Any] = Future()
-        with self._lock:
-            if self.lost:
-                raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
-            request = wire.Call(next(self._ids), method, params)
-            self._waiting[request.id] = future
-            self._link.send(request)
-        return future
-
-    def shut_down(self) -> None:
-        """End the kernel and wait until its guard, the last process of the run, is gone."""
-        with contextlib.suppress(errors.KernelUnavailable):
-            self.submit("shutdown", {}).result(CALL_LIMIT_S)
-        self._link.close_write()
-        self._guard.wait()
-        atexit.unregister(self._at_exit)
-
-    def _at_exit(self) -> None:
-        if os.getpid() == self._pid:
-            self._link.close_write()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(CALL_LIMIT_S)
-
-    def _read(self) -> None:
-        try:
-            while True:
-                self._take(self._link.receive())
-        except (errors.KernelUnavailable, errors.ProtocolError) as error:
-            with self._lock:
-                self.lost = True
-                waiting, self._waiting = self._waiting, {}
-            for future in waiting.values():
-                future.set_exception(errors.KernelUnavailable(str(error)))
-
-    def _take(self, frame: Any) -> None:
-        if not isinstance(frame, wire.Reply | wire.Fault):
-            return
-        future = self._waiting.pop(frame.id, None)
-        if future is None or not future.set_running_or_notify_cancel():
-            return
-        if isinstance(frame, wire.Reply):
-            future.set_result(frame.value)
-        else:
-            future.set_exception(rebuild(frame))
 
 
 def _pack_arguments(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, bytes]:

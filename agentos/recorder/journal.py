@@ -172,9 +172,18 @@ class JournalReader:
         """Return up to `limit` further whole events; [] when there are none (yet).
 
         A record still being written, or cut short by a crash, ends the newest segment and is not returned. Raises
-        JournalDamaged for anything else that is no event, JournalPruned when the next event's segment is gone.
+        JournalDamaged for anything else that is no event (at the next call, when events came before it), and
+        JournalPruned when the next event's segment is gone.
         """
         events: list[AuditEvent] = []
+        try:
+            self._read_into(events, limit)
+        except JournalDamaged:
+            if not events:
+                raise
+        return events
+
+    def _read_into(self, events: list[AuditEvent], limit: int) -> None:
         while len(events) < limit:
             starts = segments(self._directory)  # listed before reading: a later segment proves this one complete
             if self._descriptor < 0 and not self._open(self._first_start(starts), starts):
@@ -188,7 +197,6 @@ class JournalReader:
             self.close()
             if not self._open(later, starts):
                 break
-        return events
 
     def close(self) -> None:
         """Close the segment; the next read opens it again. Idempotent."""
@@ -237,13 +245,13 @@ class JournalReader:
             if size <= self._offset:
                 return
             chunk = os.pread(self._descriptor, min(_CHUNK_BYTES, size - self._offset), self._offset)
-            used = self._read_chunk(chunk, events, limit, ends_file=newest and self._offset + len(chunk) == size)
-            if used == 0:
+            before = self._offset
+            self._read_chunk(chunk, events, limit, ends_file=newest and before + len(chunk) == size)
+            if self._offset == before:
                 return
-            self._offset += used
 
-    def _read_chunk(self, chunk: bytes, events: list[AuditEvent], limit: int, *, ends_file: bool) -> int:
-        """Deliver the whole records of `chunk`; return the bytes they take."""
+    def _read_chunk(self, chunk: bytes, events: list[AuditEvent], limit: int, *, ends_file: bool) -> None:
+        """Deliver the whole records of `chunk` and move the offset past them."""
         at = 0
         while len(events) < limit and at + _HEADER_BYTES <= len(chunk):
             length, complement, crc = _HEADER.unpack_from(chunk, at)
@@ -251,24 +259,24 @@ class JournalReader:
             if length ^ complement != _ALL_ONES or length > RECORD_BYTES_MAX:
                 if ends_file and not any(chunk[at:]):
                     break  # a crash of the machine may leave a hole of zeros where the last writes should be
-                raise JournalDamaged(self._path, self._offset + at, "no record begins here")
+                raise JournalDamaged(self._path, self._offset, "no record begins here")
             if end > len(chunk):
                 break
             body = chunk[at + _HEADER_BYTES : end]
             if zlib.crc32(body) != crc:
                 if ends_file and end == len(chunk):
                     break  # the very last record: cut short by a crash of the machine
-                raise JournalDamaged(self._path, self._offset + at, "the check sum of a record does not hold")
-            self._deliver(body, events, self._offset + at)
+                raise JournalDamaged(self._path, self._offset, "the check sum of a record does not hold")
+            self._deliver(body, events)
+            self._offset += end - at
             at = end
-        return at
 
-    def _deliver(self, body: bytes, events: list[AuditEvent], offset: int) -> None:
+    def _deliver(self, body: bytes, events: list[AuditEvent]) -> None:
         seq = self._in_segment + 1
         if seq > self.seq:  # what the caller has already is passed over without a look inside
-            fields = _unpacked(body, 10, self._path, offset)
+            fields = _unpacked(body, 10, self._path, self._offset)
             if fields[0] != seq:
-                raise JournalDamaged(self._path, offset, f"event {fields[0]!r} where {seq} should be")
+                raise JournalDamaged(self._path, self._offset, f"event {fields[0]!r} where {seq} should be")
             _, ts_ns, mono_ns, event_type, severity, agent_id, name, execution_id, data, durable = fields
             events.append(
                 AuditEvent(

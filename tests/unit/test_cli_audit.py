@@ -15,8 +15,17 @@ def event(
     event_type: str, seq: int = 1, agent_id: str = "a1", agent_name: str = "report", **data: Any
 ) -> dict[str, Any]:
     ts = f"2026-01-02T03:04:{seq:02d}.678901Z"
-    return {"seq": seq, "event_id": f"{RUN}-{seq}", "ts": ts, "event_type": event_type, "severity": "info",
-            "agent_id": agent_id, "agent_name": agent_name, "execution_id": agent_id, "data": data}  # fmt: skip
+    return {
+        "seq": seq,
+        "event_id": f"{RUN}-{seq}",
+        "ts": ts,
+        "event_type": event_type,
+        "severity": "info",
+        "agent_id": agent_id,
+        "agent_name": agent_name,
+        "execution_id": agent_id,
+        "data": data,
+    }
 
 
 def test_actions_say_what_was_decided_and_why() -> None:
@@ -45,7 +54,9 @@ def test_a_life_reads_as_a_story() -> None:
     )
 
 
-VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v))  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
+)
 KEYS = st.sampled_from(["operation", "resource", "rule", "rule_name", "reason", "command", "signal", "how", "x"])
 TYPES = st.sampled_from(
     ["action_allowed", "policy_violation", "agent_starting", "agent_exited", "signal_sent", "new\x1b"]

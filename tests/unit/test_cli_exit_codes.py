@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-HEAVY = ("asyncio", "uvloop", "yaml", "apsw", "rich", "psutil", "re2", "nacl", "agentos.supervisor", "agentos.policies")  # fmt: skip
+HEAVY = ("asyncio", "uvloop", "yaml", "apsw", "rich", "psutil", "re2", "nacl", "agentos.supervisor", "agentos.policies")
 
 
 class Cli:
@@ -98,7 +98,9 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "text"), BAD_INPUT, ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code", "text"), BAD_INPUT, ids=lambda value: " ".join(value) if isinstance(value, list) else None
+)
 def test_bad_input(agentos: Cli, words: list[str], code: int, text: str) -> None:
     (agentos.work / "plain").write_text("no program")
     (agentos.work / "agents.py").write_text("raise SystemExit('imported')")
@@ -159,7 +161,10 @@ def test_help_needs_nothing(agentos: Cli) -> None:
     assert "kill" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["run", "ps", "kill", "stop", "pause", "resume", "wait", "logs", "inspect", "audit", "doctor", "prune", "version"])  # fmt: skip
+@pytest.mark.parametrize(
+    "verb",
+    ["run", "ps", "kill", "stop", "pause", "resume", "wait", "logs", "inspect", "audit", "doctor", "prune", "version"],
+)
 def test_every_verb_explains_itself(agentos: Cli, verb: str) -> None:
     done = agentos(verb, "--help")
     assert done.returncode == 0

@@ -34,7 +34,14 @@ def test_a_line_without_end_is_shown_in_pieces(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_streams_gaps_and_drops_go_where_they_belong(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    Printer().show([Record(1, STDOUT, b"out\x1b[31m\n"), Gap(1234), Record(2, STDERR, b"err\n"), Record(3, NOTE, b"7 bytes dropped: disk\n")])  # fmt: skip
+    Printer().show(
+        [
+            Record(1, STDOUT, b"out\x1b[31m\n"),
+            Gap(1234),
+            Record(2, STDERR, b"err\n"),
+            Record(3, NOTE, b"7 bytes dropped: disk\n"),
+        ]
+    )
     out, err = capfdbinary.readouterr()
     assert out == b"out\x1b[31m\n"  # no terminal: byte for byte
     assert err.decode() == "agentos: … 1234 bytes missed …\nerr\nagentos: … 7 bytes dropped: disk …\n"

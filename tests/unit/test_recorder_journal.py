@@ -140,6 +140,7 @@ def test_every_flipped_byte_in_the_middle_is_named(tmp_path: Path) -> None:
     for at in range(start, end):
         path.write_bytes(text[:at] + bytes([text[at] ^ 0x41]) + text[at + 1 :])
         reader = JournalReader(tmp_path)
+        assert [event.seq for event in reader.read()] == [1]  # what came before the damage is not lost with it
         with pytest.raises(JournalDamaged) as caught:
             reader.read()
         assert (caught.value.path, caught.value.offset) == (path, start)

@@ -1,0 +1,91 @@
+"""A started kernel as its host program holds it: calls out by id, answers in by a thread of its own.
+
+The daemon thread reads the socketpair, so no event loop owns it. The kernel sees the end of the socket when this
+process ends, however it ends, and then ends all agents.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import subprocess
+import threading
+from concurrent.futures import Future
+from typing import Any, Final
+
+from agentos import errors, wire
+from agentos.client.launch import Started
+from agentos.client.link import Link
+from agentos.faults import rebuild
+
+CALL_LIMIT_S: Final = 30.0  # for synchronous calls: the kernel answers in microseconds or is gone
+
+
+class Connection:
+    """A started kernel and the thread that reads its answers. Thread-safe."""
+
+    def __init__(self, started: Started) -> None:
+        self.run = started.run
+        self.lost = False
+        self._link: Link = started.link
+        self._guard: subprocess.Popen[bytes] = started.guard
+        self._ids = itertools.count(1)
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[Any]] = {}
+        self._thread = threading.Thread(target=self._read, name="agentos-link", daemon=True)
+        self._thread.start()
+        atexit.register(self._at_exit)
+
+    def submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
+        """Send one call; the future holds its value or raises what the kernel said. Raises KernelUnavailable."""
+        if os.getpid() != self._pid:
+            raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
+        future: Future[Any] = Future()
+        with self._lock:
+            if self.lost:
+                raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
+            request = wire.Call(next(self._ids), method, params)
+            self._waiting[request.id] = future
+            self._link.send(request)
+        return future
+
+    def shut_down(self) -> None:
+        """End the kernel and wait until its guard, the last process of the run, is gone."""
+        with contextlib.suppress(errors.KernelUnavailable):
+            self.submit("shutdown", {}).result(CALL_LIMIT_S)
+        self._link.close_write()
+        self._guard.wait()
+        self._thread.join()  # it ends with the kernel
+        atexit.unregister(self._at_exit)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._pid:
+            self._link.close_write()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(CALL_LIMIT_S)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._take(self._link.receive())
+        except (errors.KernelUnavailable, errors.ProtocolError) as error:
+            with self._lock:
+                self.lost = True
+                waiting, self._waiting = self._waiting, {}
+            for future in waiting.values():
+                future.set_exception(errors.KernelUnavailable(str(error)))
+            self._link.close()
+
+    def _take(self, frame: Any) -> None:
+        if not isinstance(frame, wire.Reply | wire.Fault):
+            return
+        future = self._waiting.pop(frame.id, None)
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(frame, wire.Reply):
+            future.set_result(frame.value)
+        else:
+            future.set_exception(rebuild(frame))

@@ -1,0 +1,105 @@
+"""Reading one run while it lives or afterwards: its database, and behind it what only the journal holds yet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from agentos.errors import RecorderUnavailable
+from agentos.recorder.event import AuditEvent
+from agentos.recorder.journal import READ_LIMIT, JournalPruned, JournalReader, journal_run_id
+from agentos.recorder.query import Query
+from agentos.recorder.recover import JOURNAL, database_of
+from agentos.recorder.storage.sqlite import SqliteStorage
+
+ATTEMPTS_MAX: Final = 5  # a segment can be pruned between our look at the database and at the journal
+
+
+class RunReader:
+    """Events of the run in `run_dir`, committed or not. Writes nothing. Not safe for two threads at once.
+
+    Once it has read, it can go on reading what was committed, even when the directory is removed.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._run_id = ""
+        self._database: SqliteStorage | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run, as its journal says; the name of the directory while, or when, there is no journal."""
+        self._run_id = self._run_id or journal_run_id(self.run_dir / JOURNAL)
+        return self._run_id or self.run_dir.name
+
+    def read(self, after_seq: int = 0, limit: int = READ_LIMIT) -> list[AuditEvent]:
+        """Return up to `limit` events after `after_seq`, oldest first; [] when there are none yet.
+
+        To follow a run, call again with the last seq. Raises JournalDamaged or RecorderUnavailable.
+        """
+        return self.select(Query(after_seq=after_seq, limit=limit, newest_first=False))
+
+    def events(self, after_seq: int = 0) -> Iterator[AuditEvent]:
+        """Yield every event after `after_seq` that is there now, oldest first, in bounded memory."""
+        while batch := self.read(after_seq):
+            yield from batch
+            after_seq = batch[-1].seq
+
+    def select(self, query: Query) -> list[AuditEvent]:
+        """Return what `query` asks for. Raises JournalDamaged or RecorderUnavailable."""
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                return self._select(query)
+            except JournalPruned:
+                if attempt == ATTEMPTS_MAX - 1:
+                    raise
+        raise AssertionError("the loop above returns or raises")
+
+    def close(self) -> None:
+        """Close the database; the next call opens it again. Idempotent."""
+        if self._database is not None:
+            self._database.close()
+        self._database = None
+
+    def _select(self, query: Query) -> list[AuditEvent]:
+        database, run_id = self._open_database(), self.run_id
+        last = database.last_seq(run_id) if database else 0
+        if not query.newest_first and database:
+            found = database.select(query, run_id)
+            if query.limit is not None and len(found) >= query.limit:
+                return found  # the journal is behind what was asked for
+        tail = self._tail(max(last, query.after_seq), query)
+        found = database.select(query, run_id) if database else []
+        merged = {event.seq: event for event in (*found, *tail)}  # what was committed meanwhile is in both
+        return replace(query, after_seq=0).select(merged[seq] for seq in sorted(merged))
+
+    def _tail(self, after_seq: int, query: Query) -> list[AuditEvent]:
+        """Return the matching events that only the journal holds; no more than `query.limit` of them."""
+        found: list[AuditEvent] = []
+        oldest_first = replace(query, newest_first=False, limit=None)
+        with contextlib.closing(JournalReader(self.run_dir / JOURNAL, after_seq)) as reader:
+            while events := reader.read():
+                found += oldest_first.select(events)
+                if query.limit is not None and query.newest_first:
+                    found = found[max(0, len(found) - query.limit) :]
+                elif query.limit is not None and len(found) >= query.limit:
+                    return found[: query.limit]
+        return found
+
+    def _open_database(self) -> SqliteStorage | None:
+        path = database_of(self.run_dir)
+        if self._database is None and path.exists():
+            with contextlib.suppress(RecorderUnavailable if path.stat().st_size == 0 else ()):
+                self._database = SqliteStorage(path, read_only=True)
+        return self._database
+
+
+def iter_runs(state_dir: Path) -> Iterator[RunReader]:
+    """Yield a reader for every run under the state directory, oldest first (run ids sort by time)."""
+    runs = Path(state_dir) / "runs"
+    for path in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if path.is_dir():
+            yield RunReader(path)
