@@ -46,8 +46,22 @@ class AgentProcess:
         """Run the clean-up functions, last registered first, each once and all of them; raises the last failure."""
         self._cleanups.pop_all().close()
 
-    def refusal(self, operation: str, verdict: wire.Verdict) -> errors.PolicyViolationError:
-        """Return the error for a verdict that does not allow."""
+    def decide(self, operation: str, resource: str, **fields: Any) -> wire.Verdict:
+        """Ask the kernel and return its verdict when it allows; `fields` are those of Channel.act.
+
+        Raises PolicyViolationError for anything else, no verdict included, and BadRequest for claims that cannot be sent.
+        """
+        try:
+            verdict = self.channel.act(operation, resource, **fields)
+        except errors.KernelUnavailable as error:
+            raise errors.PolicyViolationError(operation, resource, reason=str(error)) from error
+        except errors.ProtocolError as error:
+            raise errors.BadRequest(f"{operation} {resource!r}: {error}") from error
+        if verdict.effect != "allow":
+            raise self._refusal(operation, verdict)
+        return verdict
+
+    def _refusal(self, operation: str, verdict: wire.Verdict) -> errors.PolicyViolationError:
         fields: dict[str, Any] = {
             "reason": verdict.reason,
             "rule": verdict.rule,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 
 from agentos import wire
 from agentos.agent.process import AgentProcess, current
-from agentos.errors import BadRequest, KernelUnavailable, PolicyViolationError, ProtocolError
+from agentos.errors import BadRequest
 from agentos.values import pack_value
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,20 +42,8 @@ def act(operation: str, resource: str, /, **claims: Any) -> Allowed:
     rate limit), also when no verdict can be had; BadRequest outside an agent or for claims that cannot be sent.
     """
     process = _agent("act")
-    verdict = _decide(process, operation, resource, claims)
+    verdict = process.decide(operation, resource, claims=claims)
     return Allowed(operation, verdict.resource, verdict.rule, verdict.rule_name, verdict.reason, verdict.seq)
-
-
-def _decide(process: AgentProcess, operation: str, resource: str, claims: dict[str, Any]) -> wire.Verdict:
-    try:
-        verdict = process.channel.act(operation, resource, claims=claims)
-    except KernelUnavailable as error:
-        raise PolicyViolationError(operation, resource, reason=str(error)) from error
-    except ProtocolError as error:
-        raise BadRequest(f"act({operation!r}, {resource!r}): {error}") from error
-    if verdict.effect != "allow":
-        raise process.refusal(operation, verdict)
-    return verdict
 
 
 @overload
@@ -101,7 +89,7 @@ class _Use:
 
     def __enter__(self) -> None:
         if self._process is not None:
-            self._act_id = _decide(self._process, "execute", self._resource, self._claims).id
+            self._act_id = self._process.decide("execute", self._resource, claims=self._claims).id
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._process is not None:
