@@ -9,6 +9,7 @@ calls a tool, writes build/repo-report.md, and on the way tries to read a secret
 from __future__ import annotations
 
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import agentos
 REPORT = Path("build/repo-report.md")
 
 
-def report(files_max: str = "200") -> dict[str, int]:
-    """Write the report; return how many files, lines and authors it covers."""
+def report(files_max: str = "200", pause_s: str = "0.05") -> dict[str, int]:
+    """Write the report; return how many files, lines and authors it covers. The pauses leave time to look at it."""
     names = git("ls-files").splitlines()[: int(files_max)]
     lines_by_author: Counter[str] = Counter()
     lines_by_kind: Counter[str] = Counter()
@@ -33,6 +34,7 @@ def report(files_max: str = "200") -> dict[str, int]:
             lines_by_kind[path.suffix or path.name] += lines
             lines_by_author.update(authors_of(name))
             print(f"{number}/{len(names)} {name}: {lines} lines, {size_of(sizes, name)} bytes", flush=True)
+            time.sleep(float(pause_s))
     remember_secret()
     totals = {"files": len(names), "lines": sum(lines_by_kind.values()), "authors": len(lines_by_author)}
     REPORT.parent.mkdir(exist_ok=True)

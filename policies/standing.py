@@ -53,12 +53,12 @@ class Standing:
         """Return (layer, effect) for a normalised absolute path, None when no set speaks about it."""
         base = base_operation(operation)
         probe = absolute if absolute.endswith("/") else absolute + "/"  # `/x/` covers /x and what is below, not /xy
+        if base in ("read", "write") and probe.startswith(self.private):
+            return "@private", "allow"  # first: it lies in the runtime directory; a link out of it has another name
         if probe.startswith(self.read_denied if base != "write" else self.write_denied):
             return "@self", "deny"
         if operation in MOVING and any(kept.startswith(probe) for kept in self.write_denied):
             return "@self", "deny"  # moving a parent directory away moves what is in it
-        if base in ("read", "write") and probe.startswith(self.private):
-            return "@private", "allow"
         if base in ("read", "execute") and probe.startswith(self.command):
             return "@command", "allow"
         if base == "read" and self._is_code(absolute):

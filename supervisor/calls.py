@@ -96,15 +96,18 @@ class Calls:
         target = params.get("target")
         cwd = params.get("cwd") or kernel.boot["cwd"]
         _check_directory(cwd)
+        agent_id = kernel.starting.new_id()
         policy = effective(
             kernel.policy,
             kernel.boot,
             params,
+            private=str(kernel.starting.private_path(agent_id)),
             command=argv[0] if argv else "",
             code_paths=() if argv else _code_paths(kernel.boot, target),
             parent=parent.policy if parent else None,
         )
         request = Request(
+            agent_id=agent_id,
             kind="program" if argv else "python",
             name=_name(params, argv, target),
             cwd=cwd,

@@ -14,7 +14,7 @@ from agentos.policies import Decision
 RECORDER_UNAVAILABLE: Final = "recorder_unavailable"
 
 _SEVERITY: Final = {"allow": "info", "ask": "info", "deny": "warning"}
-_MACHINERY: Final = frozenset({"@runtime", "@command"})  # what a program reads to run at all: complete, but no story
+_MACHINERY: Final = "@runtime"  # what any program reads to run at all: on record, but no part of the story
 
 
 class Record(NamedTuple):
@@ -58,7 +58,7 @@ def react(act: wire.Act, decision: Decision, level: str, context: dict[str, Any]
     _add_where_present(data, act, decision, context)
     event_type = "policy_violation" if denied or decision.would_deny else "action_allowed"
     severity = "warning" if decision.would_deny else _SEVERITY[decision.effect]
-    if severity == "info" and decision.layer in _MACHINERY:
+    if severity == "info" and decision.layer == _MACHINERY:
         severity = "debug"
     record = Record(event_type, severity, data, durable=decision.durable or denied)
     respond = Respond(_verdict(act, decision))

@@ -22,19 +22,26 @@ def load_policy(boot: Mapping[str, Any]) -> Policy:
     return Policy.from_yaml(text) if text is not None else Policy.builtin(boot["policy"])
 
 
-def standing_for(boot: Mapping[str, Any], *, command: str = "", code_paths: Sequence[str] = ()) -> Standing:
-    """Return the rule sets that stand before every policy: @self, @command, @runtime."""
+def standing_for(
+    boot: Mapping[str, Any], *, private: str, command: str = "", code_paths: Sequence[str] = ()
+) -> Standing:
+    """Return the rule sets that stand before every policy: @private, @self, @command, @runtime."""
     prefixes = {sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     own = [str(PACKAGE_DIR / room) for room in ("agentos", "agent_os", "supervisor", "sandbox", "policies", "bin")]
-    secret = [boot["state"], boot["runtime"]]
     return standing(
-        sys_prefixes=sorted(prefixes),
+        sys_prefixes=_both_forms(sorted(prefixes)),
         package_dir=own[0],
-        self_paths=[*own[1:], *boot.get("policy_files", [])],
-        secret_self_paths=secret,
-        command_paths=[command] if command else [],
-        code_paths=[path or os.getcwd() for path in code_paths],
+        self_paths=_both_forms([*own[1:], *boot.get("policy_files", [])]),
+        secret_self_paths=_both_forms([boot["state"], boot["runtime"]]),
+        private_paths=_both_forms([private]),
+        command_paths=_both_forms([command] if command else []),
+        code_paths=_both_forms([path or os.getcwd() for path in code_paths]),
     )
+
+
+def _both_forms(paths: Sequence[str]) -> list[str]:
+    """Return every path as it is named and as the object that it leads to: an action is tested under both (R2.4)."""
+    return [form for path in paths for form in (path, os.path.realpath(path))]
 
 
 def parse_rule(action: str, text: str) -> Rule:
@@ -67,11 +74,15 @@ def effective(
     boot: Mapping[str, Any],
     params: Mapping[str, Any],
     *,
+    private: str,
     command: str = "",
     code_paths: Sequence[str] = (),
     parent: EffectivePolicy | None = None,
 ) -> EffectivePolicy:
-    """Return the effective policy of one agent. `params` may hold permissions, allow, deny and restrictions."""
+    """Return the effective policy of one agent. `params` may hold permissions, allow, deny and restrictions.
+
+    `private` is the agent's own temporary directory; its files are its own whatever the policy says.
+    """
     denies = [parse_rule("deny", text) for text in params.get("deny") or ()]
     allows = [parse_rule("allow", text) for text in params.get("allow") or ()]
     return EffectivePolicy(
@@ -79,7 +90,7 @@ def effective(
         workspace=params.get("workspace") or boot["workspace"],
         permissions=parse_permissions(params.get("permissions")),
         extra_rules=(*denies, *allows),
-        standing=standing_for(boot, command=command, code_paths=code_paths),
+        standing=standing_for(boot, private=private, command=command, code_paths=code_paths),
         parent=parent,
         restrictions=tuple(params.get("restrictions") or ()),
     )

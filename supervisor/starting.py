@@ -46,6 +46,7 @@ ForkSentry = Callable[[dict[str, Any], list[int]], Awaitable[int]]
 class Request:
     """What shall be started: the parsed params of the `start` call, or of an agent's `spawn`."""
 
+    agent_id: str
     kind: str
     name: str
     cwd: str
@@ -91,7 +92,7 @@ class Starting:
     async def start(self, request: Request, stdin: int | None) -> Agent:
         """Start an agent; returns once exec succeeded. Raises CallerError or HostError, and nothing runs then."""
         level = choose_level(request)
-        agent_id = new_id(self._clock.wall_ns())
+        agent_id = request.agent_id
         env = self._environment(request, agent_id)
         program = find_program(request.argv[0], env, request.cwd) if request.argv else ""
         agent = self._new_agent(request, agent_id, level, env)
@@ -241,14 +242,17 @@ class Starting:
         env.update(request.env)
         env["AGENTOS_AGENT_ID"] = agent_id
         env["AGENTOS_RUN"] = self._boot["run_id"]
-        env["TMPDIR"] = self.private_directory(agent_id)
+        private = self.private_path(agent_id)
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        env["TMPDIR"] = str(private)
         return env
 
-    def private_directory(self, agent_id: str) -> str:
-        """Make and return the agent's own 0700 directory; removed when its tree is gone."""
-        path = Path(self._boot["tmp"]) / agent_id
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return str(path)
+    def new_id(self) -> str:
+        return new_id(self._clock.wall_ns())
+
+    def private_path(self, agent_id: str) -> Path:
+        """Return the agent's own directory, made 0700 before it starts and removed when its tree is gone."""
+        return Path(self._boot["tmp"]) / agent_id
 
 
 def choose_level(request: Request) -> str:

@@ -22,7 +22,7 @@ from types import FrameType, ModuleType
 from typing import Any, Final, NoReturn
 
 from agentos import wire
-from agentos.agent import hooks, loading, process, report
+from agentos.agent import hooks, loading, process, report, sdk  # noqa: F401 - sdk: every agent is born with it
 from agentos.agent.channel import Channel, frames
 from agentos.agent.process import AgentProcess
 from agentos.agent.runtime import Runtime

@@ -49,7 +49,7 @@ class AgentProcess:
     def decide(self, operation: str, resource: str, **fields: Any) -> wire.Verdict:
         """Ask the kernel and return its verdict when it allows; `fields` are those of Channel.act.
 
-        Raises PolicyViolationError for anything else, no verdict included, and BadRequest for claims that cannot be sent.
+        Raises PolicyViolationError for anything else, no verdict included; BadRequest for claims that cannot be sent.
         """
         try:
             verdict = self.channel.act(operation, resource, **fields)

@@ -19,6 +19,7 @@ from agentos.cli.output import coloured, print_json, say
 from agentos.cli.past import Event, events, find_agents
 from agentos.cli.printable import printable
 from agentos.errors import BadRequest, CallerError, nearest
+from agentos.policies.decision import RESERVED_REASONS
 from agentos.recorder.event import SEVERITIES
 from agentos.runs import Run, locate, recorded_runs
 
@@ -55,7 +56,13 @@ class Wanted:
     metavar="TYPE",
     help="Only this type, for example policy_violation; repeatable.",
 )
-@click.option("--severity", type=click.Choice(SEVERITIES), help="This severity and worse.")
+@click.option(
+    "--severity",
+    type=click.Choice(SEVERITIES),
+    default="info",
+    show_default=True,
+    help="This severity and worse; debug shows what every program reads, too.",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON Lines.")
 @click.argument("words", nargs=-1, metavar="[TARGET | show EVENT_ID]")
 def audit(
@@ -63,7 +70,7 @@ def audit(
     last: int | None,
     follow: bool,
     event_types: tuple[str, ...],
-    severity: str | None,
+    severity: str,
     as_json: bool,
     words: tuple[str, ...],
 ) -> int:
@@ -84,7 +91,7 @@ def audit(
         agent_ids = frozenset(agent.id for agent in agents)
         of_agents = {agent.run.run_id for agent in agents}
         runs = tuple(run for run in runs if run.run_id in of_agents)
-    severities = SEVERITIES[SEVERITIES.index(severity) :] if severity else ()
+    severities = SEVERITIES[SEVERITIES.index(severity) :]
     wanted = Wanted(runs, agent_ids, event_types, severities)
     teller = _Teller(as_json=as_json)
     shown: Iterator[Event] | deque[Event] = in_order(wanted)
@@ -177,10 +184,20 @@ def _tell_action(event: Event, data: dict[str, Any]) -> str:
     verdict = "denied" if denied else "allowed"
     if denied and data.get("enforced") is False:
         verdict = "allowed, would be denied"
-    rule = data.get("rule_name") or (f"rule {data['rule']}" if data.get("rule") is not None else "default")
     repeats = f" ({data['repeats']} more)" if data.get("repeats") else ""
-    reason = f": {data['reason']}" if data.get("reason") else ""
-    return f"{data.get('operation')!s:<8}  {data.get('resource', '?')}  {verdict} by {rule}{reason}{repeats}"
+    reason = data.get("reason")
+    why = f": {reason}" if reason and reason not in RESERVED_REASONS else ""
+    what = " ".join([str(data.get("resource", "?")), *(str(word) for word in (data.get("argv") or ())[1:])])
+    return f"{data.get('operation')!s:<8}  {what}  {verdict} by {_who_decided(data)}{why}{repeats}"
+
+
+def _who_decided(data: dict[str, Any]) -> str:
+    if data.get("rule_name"):
+        return str(data["rule_name"])
+    if data.get("rule") is not None:
+        return f"rule {data['rule']}"
+    layer = str(data.get("layer") or "")
+    return layer if layer.startswith("@") else str(data.get("reason") or "default").replace("_", " ")
 
 
 def _tell_starting(_: Event, data: dict[str, Any]) -> str:
