@@ -58,6 +58,11 @@ def _change_at(operation: str, *, follow: bool = True) -> Callable[..., Iterable
     return read
 
 
+def _truncate(path: Any, *_: Any) -> Iterator[Wanted]:
+    if not isinstance(path, int):  # what is open for writing was decided when it was opened
+        yield file_action("write/truncate", path)
+
+
 def _rename(source: Any, target: Any, source_fd: int, target_fd: int) -> Iterator[Wanted]:
     yield file_action("write/rename", source, source_fd, follow=False)
     yield file_action("write/rename", target, target_fd, follow=False)
@@ -91,7 +96,7 @@ EVENTS: Final[dict[str, Callable[..., Iterable[Wanted]]]] = {
     "os.scandir": _list,
     "os.getxattr": _read,
     "os.listxattr": _read,
-    "os.truncate": _change("write/truncate"),
+    "os.truncate": _truncate,
     "os.remove": _change_at("write/delete", follow=False),
     "os.rmdir": _change_at("write/rmdir", follow=False),
     "os.mkdir": _change_at("write/create", follow=False),

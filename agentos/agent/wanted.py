@@ -42,7 +42,8 @@ def file_action(operation: str, path: Any, dir_fd: int = NO_DIRECTORY, *, follow
 def file_name(path: Any, dir_fd: int = NO_DIRECTORY) -> str:
     """Return the name a call means: what the descriptor is open on, or the path below `dir_fd`."""
     if isinstance(path, int):
-        return os.readlink(f"/proc/self/fd/{path}")
+        target = os.readlink(f"/proc/self/fd/{path}")
+        return target if target.startswith("/") else f"/proc/self/fd/{path}"  # a pipe or a socket has no name
     name = os.fsdecode(path)
     if dir_fd != NO_DIRECTORY and not name.startswith("/"):
         name = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), name)

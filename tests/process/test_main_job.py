@@ -53,7 +53,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def first_command() -> list[str]:
-    block = re.search(r"^## Getting started\n+```sh\n(.*?)^```", (PROJECT / "README.md").read_text(), re.DOTALL | re.M)
+    block = re.search(
+        r"^## Getting started\n+```sh\n(.*?)^```", (PROJECT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     assert block
     return block[1].splitlines()[0].split()
 
