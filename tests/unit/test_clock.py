@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import uuid
 
+import pytest
+
 from agentos.clock import RunningTime, SystemClock, rfc3339
 from agentos.identity import new_id
+from agentos.testing import ManualClock
 
 
 def test_a_deadline_stands_still_while_its_agent_is_stopped() -> None:
@@ -30,3 +33,13 @@ def test_ids_are_uuids_of_version_7_that_sort_by_time() -> None:
     assert uuid.UUID(early).variant == uuid.RFC_4122
     assert early < late
     assert len({new_id(now) for _ in range(1000)}) == 1000
+
+
+def test_a_manual_clock_goes_when_told() -> None:
+    clock = ManualClock(wall_ns=1_000, monotonic_ns=5)
+    clock.advance(1.5)
+    assert (clock.wall_ns(), clock.monotonic_ns()) == (1_500_001_000, 1_500_000_005)
+    clock.set_wall(0)
+    assert (clock.wall_ns(), clock.monotonic_ns()) == (0, 1_500_000_005)
+    with pytest.raises(ValueError, match="does not go back"):
+        clock.advance(-1)
