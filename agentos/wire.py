@@ -13,17 +13,19 @@ from __future__ import annotations
 import struct
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from agentos.errors import ProtocolError
+from agentos.shape import check_items, check_plain
 
 VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024  # a result or a function; what an agent's action may hold is far less
 ACTION_BYTES_MAX: Final = 256 * 1024  # ARG_MAX-sized argv are refused rather than buffered for every agent
 DEPTH_MAX: Final = 32  # deeper values are an attack on whoever prints them
+COUNTED_FROM_BYTES: Final = 4_096  # what is smaller cannot decode into much; counting it would cost every action
 
 _LENGTH: Final = struct.Struct(">I")
 _HEADER_BYTES: Final = _LENGTH.size
@@ -302,8 +304,6 @@ class Recorded(NamedTuple):
     seq: int
 
 
-Frame = NamedTuple
-
 _TAGS: Final[dict[int, type[Any]]] = {
     1: Hello,
     10: Act,
@@ -341,6 +341,7 @@ _TAGS: Final[dict[int, type[Any]]] = {
     71: Recorded,
 }
 _TAG_OF: Final = {cls: tag for tag, cls in _TAGS.items()}
+_SMALL_TAGS: Final = frozenset(_TAG_OF[cls] for cls in (Hello, Act, Outcome, Raised))  # held to ACTION_BYTES_MAX
 
 # What each peer may send; a frame outside its set is a ProtocolError even when it is well formed.
 FROM_AGENT: Final = frozenset({Hello, Act, Outcome, Result, Raised, Answer, Call})
@@ -352,7 +353,7 @@ FROM_CLIENT: Final = frozenset({Hello, Call, Returned, Input, WindowSize})
 TO_CLIENT: Final = frozenset({Hello, Reply, Fault, Notice, Callback, Ask})
 FROM_ZYGOTE: Final = frozenset({Hello, Forked, Died})
 TO_ZYGOTE: Final = frozenset({Hello, Fork})
-FROM_RECORDER: Final = frozenset({Hello, Recorded})
+FROM_RECORDER: Final = frozenset({Hello, Recorded, Fault})
 TO_RECORDER: Final = frozenset({Hello, TailTo})
 
 
@@ -383,7 +384,7 @@ def encode(frame: Any) -> bytes:
 def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
     """Return the frame in `body` (without its length). Raises ProtocolError for anything but one frame of `accept`."""
     try:
-        fields = msgpack.unpackb(body, raw=False, strict_map_key=False, use_list=True)
+        fields = msgpack.unpackb(body, raw=False, strict_map_key=False, use_list=True, ext_hook=_refuse_extension)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not a frame: {type(error).__name__}: {error}") from error
     if type(fields) is not list or not fields or type(fields[0]) is not int:
@@ -396,70 +397,84 @@ def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
         raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(fields) - 1}")
     for index, allowed in enumerate(checks, 1):
         value = fields[index]
-        if allowed is None or type(value) in _NESTED:
-            _check_depth(value, cls)
+        if value and (allowed is None or type(value) in (list, dict)):
+            _check(check_plain, value, DEPTH_MAX, where=cls.__name__)
         if allowed is not None and type(value) not in allowed:
             raise ProtocolError(f"{cls.__name__}.{cls._fields[index - 1]} is a {type(value).__name__}")
     return cls._make(fields[1:])
 
 
-_NESTED: Final = (list, dict)
+def _check(check: Callable[[Any, int], None], value: Any, limit: int, *, where: str) -> None:
+    try:
+        check(value, limit)
+    except ValueError as error:
+        raise ProtocolError(f"{where} {error}") from error
 
 
-def _check_depth(value: Any, cls: type[Any]) -> None:
-    """Raise ProtocolError unless `value` is at most DEPTH_MAX deep. Iterative: depth must not cost our own stack."""
-    level: list[Any] = [value]
-    for _ in range(DEPTH_MAX):
-        level = [item for node in level for item in _children(node)]
-        if not level:
-            return
-    raise ProtocolError(f"{cls.__name__} is nested deeper than {DEPTH_MAX}")
-
-
-def _children(node: Any) -> Iterable[Any]:
-    if type(node) is dict:
-        if any(type(key) not in (str, int, bytes, bool, float, type(None)) for key in node):
-            raise ProtocolError("a map key is not a scalar")
-        return [item for item in node.values() if type(item) in _NESTED]
-    if type(node) is list:
-        return [item for item in node if type(item) in _NESTED]
-    return ()
+def _refuse_extension(code: int, _: bytes) -> Any:
+    raise ValueError(f"extension type {code}")  # values travel packed, as bytes: a frame itself is plain
 
 
 class Decoder:
     """Incremental: feed it whatever a read returned, get the whole frames in it. Correct at any pipe size.
 
-    Holds at most one frame beyond what was fed. After a ProtocolError the stream is beyond repair: drop the peer.
+    Holds at most one frame beyond what was fed. `items_max` bounds the structure of larger frames: for peers that are
+    not trusted. After a ProtocolError the stream is beyond repair: drop the peer.
     """
 
-    __slots__ = ("_accept", "_buffer", "_bytes_max")
+    __slots__ = ("_accept", "_buffer", "_bytes_max", "_items_max", "frame_bytes")
 
-    def __init__(self, accept: frozenset[Any], *, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
+    def __init__(
+        self, accept: frozenset[Any], *, frame_bytes_max: int = FRAME_BYTES_MAX, items_max: int | None = None
+    ) -> None:
         self._accept = accept
         self._buffer = bytearray()
         self._bytes_max = frame_bytes_max
+        self._items_max = items_max
+        self.frame_bytes = 0  # of the frame yielded last
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yield every frame completed by `data`. Raises ProtocolError; frames before the fault are yielded first."""
         buffer = self._buffer
         if not buffer and len(data) >= _HEADER_BYTES:  # hot path: one read is one frame
             (size,) = _LENGTH.unpack_from(data)
-            if len(data) == size + _HEADER_BYTES and size <= self._bytes_max:
+            if len(data) == size + _HEADER_BYTES and size <= min(self._bytes_max, COUNTED_FROM_BYTES):
+                self.frame_bytes = size
                 yield decode_body(data[_HEADER_BYTES:], self._accept)
                 return
         buffer += data
         while len(buffer) >= _HEADER_BYTES:
             (size,) = _LENGTH.unpack_from(buffer)
-            if size > self._bytes_max:
-                raise ProtocolError(f"a frame of {size} bytes is announced, the limit is {self._bytes_max}")
+            self._check_size(size)
             end = _HEADER_BYTES + size
             if len(buffer) < end:
                 return
-            body = bytes(buffer[_HEADER_BYTES:end])
+            with memoryview(buffer) as view:
+                body = bytes(view[_HEADER_BYTES:end])
             del buffer[:end]
+            self.frame_bytes = size
+            if self._items_max is not None and size > COUNTED_FROM_BYTES:
+                _check(check_items, body, self._items_max, where="a frame")
             yield decode_body(body, self._accept)
+
+    def _check_size(self, size: int) -> None:
+        """Refuse a frame by what it announces, before it is held: by its length and, once that is there, by its tag."""
+        limit = self._bytes_max
+        if len(self._buffer) >= _HEADER_BYTES + 2:
+            kind, tag = self._buffer[_HEADER_BYTES : _HEADER_BYTES + 2]
+            if kind & 0xF0 != 0x90 or tag in _SMALL_TAGS:  # every frame is a short array that begins with a small tag
+                limit = min(limit, ACTION_BYTES_MAX)
+        if size > limit:
+            raise ProtocolError(f"a frame of {size} bytes is announced, the limit is {limit}")
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of an unfinished frame; not zero at end of stream means that it was truncated."""
         return len(self._buffer)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the unfinished frame still lacks; 0 when none is begun or its length is not known yet."""
+        if len(self._buffer) < _HEADER_BYTES:
+            return 0
+        return _HEADER_BYTES + int(_LENGTH.unpack_from(self._buffer)[0]) - len(self._buffer)

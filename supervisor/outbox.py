@@ -11,16 +11,28 @@ BYTES_MAX: Final = 32 * 1024 * 1024  # two of the largest frames: beyond that th
 
 
 class Outbox:
-    """Frames to one descriptor, in order. `on_stuck` is called once: the peer is gone or refuses to read."""
+    """Frames to one descriptor, in order. `on_stuck` is called once: the peer is gone, or `overflowed` by not reading.
 
-    __slots__ = ("_buffer", "_descriptor", "_loop", "_on_stuck", "closed")
+    `on_room` is called whenever all that waited has left.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, on_stuck: Callable[[str], None]) -> None:
+    __slots__ = ("_buffer", "_descriptor", "_loop", "_on_room", "_on_stuck", "closed", "overflowed")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        descriptor: int,
+        on_stuck: Callable[[str], None],
+        *,
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop = loop
         self._descriptor = descriptor
         self._on_stuck = on_stuck
+        self._on_room = on_room
         self._buffer = bytearray()
         self.closed = False
+        self.overflowed = False
         os.set_blocking(descriptor, False)
 
     def write(self, data: bytes) -> None:
@@ -41,6 +53,7 @@ class Outbox:
             self._loop.add_writer(self._descriptor, self._flush)
         self._buffer += data
         if len(self._buffer) > BYTES_MAX:
+            self.overflowed = True
             self._fail("does not read what it is sent")
 
     @property
@@ -65,6 +78,7 @@ class Outbox:
         del self._buffer[:written]
         if not self._buffer:
             self._loop.remove_writer(self._descriptor)
+            self._on_room()
 
     def _fail(self, why: str) -> None:
         self.close()

@@ -26,7 +26,9 @@ RANKS = {
     "agentos.actions": 0,
     "agentos.clock": 0,
     "agentos.identity": 0,
+    "agentos.status": 0,
     "agentos.wire": 1,  # the core: values in, values out
+    "agentos.shape": 1,
     "agentos.values": 1,
     "agentos.faults": 1,
     "agentos.lifecycle": 1,
