@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from agentos.agent.sdk import on_cleanup as on_cleanup
     from agentos.agent.sdk import save_state as save_state
     from agentos.agent.sdk import tool as tool
-    from agentos.client.kernelspace import AgentStatus as AgentStatus
     from agentos.client.kernelspace import KernelSpace as KernelSpace
     from agentos.errors import AgentFailed as AgentFailed
     from agentos.errors import AgentosError as AgentosError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from agentos.policies import Rule as Rule
     from agentos.recorder.flight import FlightRecorder as FlightRecorder
     from agentos.signals import AgentSignal as AgentSignal
+    from agentos.status import AgentStatus as AgentStatus
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,6 @@ _HOMES = {
     "on_cleanup": "agentos.agent.sdk",
     "save_state": "agentos.agent.sdk",
     "tool": "agentos.agent.sdk",
-    "AgentStatus": "agentos.client.kernelspace",
     "KernelSpace": "agentos.client.kernelspace",
     "AgentFailed": "agentos.errors",
     "AgentosError": "agentos.errors",
@@ -45,6 +44,7 @@ _HOMES = {
     "Rule": "agentos.policies",
     "FlightRecorder": "agentos.recorder.flight",
     "AgentSignal": "agentos.signals",
+    "AgentStatus": "agentos.status",
 }
 
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the keys are strings

@@ -1,23 +1,50 @@
-"""Errors across a process border: an exception as a Fault frame and back. Closed set: the classes of agentos.errors."""
+"""Errors across a process border: an exception as a Fault frame and back.
+
+Closed set: the classes of agentos.errors, and SeveralFailed, which arrives as an ExceptionGroup of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Final
+
 from agentos import errors, wire
 
+_PLAIN: Final = (str, int, float, tuple, type(None))
 
-def rebuild(fault: wire.Fault) -> errors.AgentosError:
-    """Return the exception that `fault` describes: a class of agentos.errors with its fields and text, or the root."""
-    cls = getattr(errors, fault.error, errors.AgentosError)
-    if not (isinstance(cls, type) and issubclass(cls, errors.AgentosError)):
-        cls = errors.AgentosError
-    error = cls.__new__(cls, fault.message)
-    error.args = (fault.message,)
-    for name, value in fault.fields.items():
-        setattr(error, name, value)
-    return error
+
+class SeveralFailed(errors.AgentosError):
+    """A call failed in several ways at once: the one error that leaves as several."""
+
+    def __init__(self, failures: Sequence[errors.AgentosError]) -> None:
+        super().__init__(f"{len(failures)} of the agents failed")
+        self.failures = tuple(failures)
 
 
 def to_fault(request_id: int, error: errors.AgentosError) -> wire.Fault:
     """Return the frame for `error`; only plain fields travel."""
-    fields = {name: value for name, value in vars(error).items() if isinstance(value, str | int | float | None)}
+    fields: dict[str, Any]
+    if isinstance(error, SeveralFailed):
+        fields = {"failures": [list(to_fault(0, failure)[1:]) for failure in error.failures]}
+    else:
+        fields = {name: value for name, value in vars(error).items() if isinstance(value, _PLAIN)}
     return wire.Fault(request_id, type(error).__name__, str(error), fields)
+
+
+def rebuild(fault: wire.Fault) -> Exception:
+    """Return the exception that `fault` describes: an error of the closed set, or an ExceptionGroup of them."""
+    if fault.error == SeveralFailed.__name__:
+        return ExceptionGroup(fault.message, [_rebuild(*each) for each in fault.fields["failures"]])
+    return _rebuild(fault.error, fault.message, fault.fields)
+
+
+def _rebuild(name: str, message: str, fields: dict[str, Any]) -> errors.AgentosError:
+    """Return the error with its fields and its text as they were; one we do not know becomes the root."""
+    cls = getattr(errors, name, errors.AgentosError)
+    if not (isinstance(cls, type) and issubclass(cls, errors.AgentosError)):
+        cls = errors.AgentosError
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    for field, value in fields.items():
+        setattr(error, field, tuple(value) if isinstance(value, list) else value)
+    return error

@@ -8,7 +8,7 @@ pydantic model as a dict of its fields. Anything else is NotSerialisable, naming
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import Enum
@@ -30,6 +30,15 @@ def pack_value(value: Any, where: str) -> bytes:
     except (ValueError, OverflowError, UnicodeEncodeError) as error:
         raise NotSerialisable(f"{type(value).__name__} ({error})", where) from error
     return packed
+
+
+def pack_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the params `args` and `kwargs` of a call that starts `name`. Raises NotSerialisable."""
+    for position, value in enumerate(args, 1):
+        pack_value(value, f"argument {position} of {name}")
+    for key, value in kwargs.items():
+        pack_value(value, f"argument {key!r} of {name}")
+    return {"args": pack_value(list(args), name), "kwargs": pack_value(dict(kwargs), name)}
 
 
 def unpack_value(data: bytes) -> Any:

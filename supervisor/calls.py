@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agentos import errors, lifecycle
 from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, BadRequest, NotPermitted, UnknownAgent
-from agentos.faults import to_fault
+from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
 from agentos.signals import describe_exit, parse_signal
 from agentos.supervisor.agents import Agent
@@ -138,18 +138,29 @@ class Calls:
 
     async def spawn(self, caller: Caller, params: Params) -> str:
         """Start a registered agent as the caller's child (agents), or as `parent_id`'s (host)."""
-        name = str(params.get("name"))
-        if name not in self._registered:
-            raise errors.NotRegistered(name, self._registered)
+        entry = self._child(caller, params)
         parent = caller.agent
         if parent is None and params.get("parent_id"):
             parent = self._agent(caller, {"id": params["parent_id"]})
-        merged = {**self._registered[name], "args": params.get("args") or _NO_ARGS, "kwargs": params.get("kwargs")}
+        merged = {**entry, "args": params.get("args") or _NO_ARGS, "kwargs": params.get("kwargs")}
         merged["restrictions"] = params.get("restrictions")
+        merged["timeout_s"] = _seconds(params.get("timeout_s"))
         bounded = parent if caller.agent or params.get("inherit_permissions", True) else None
         agent = await self._start(merged, bounded, [])
         agent.parent_id = parent.id if parent else None
         return agent.id
+
+    def _child(self, caller: Caller, params: Params) -> dict[str, Any]:
+        """Return what is registered as `name`. An agent may also name an import path: bounded by it, as any child."""
+        name, target = str(params.get("name")), params.get("target")
+        if name in self._registered:
+            return self._registered[name]
+        if caller.agent is None or not isinstance(target, str):
+            raise errors.NotRegistered(name, self._registered)
+        permissions = params.get("permissions")
+        if not isinstance(permissions, list | None):
+            raise BadRequest(f"spawn {name!r}: permissions={permissions!r} must be a list of operations")
+        return {"name": name, "target": target, "permissions": permissions}
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -252,15 +263,6 @@ class Calls:
         await self._kernel.shut_down("shutdown")
 
 
-class SeveralFailed(AgentosError):
-    """Several agents failed: travels as one Fault with `errors`, arrives as an ExceptionGroup."""
-
-    def __init__(self, failures: list[AgentosError]) -> None:
-        super().__init__(f"{len(failures)} of the agents failed")
-        faults = [to_fault(0, failure) for failure in failures]
-        self.errors = [[fault.error, fault.message, fault.fields] for fault in faults]
-
-
 def outcome(agent: Agent) -> bytes:
     """Return the packed result of an ended agent, or raise what became of it."""
     if agent.timed_out:
@@ -307,6 +309,12 @@ async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:
 def _check_directory(path: str) -> None:
     if not os.path.isdir(path):
         raise BadRequest(f"working directory {path!r} does not exist; pass --cwd DIR")
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or (type(value) in (int, float) and 0 < value < float("inf")):
+        return value  # type: ignore[no-any-return]
+    raise BadRequest(f"timeout={value!r} must be a positive number of seconds")
 
 
 def _name(params: Params, argv: list[str], target: str | None) -> str:

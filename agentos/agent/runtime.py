@@ -29,8 +29,7 @@ class Runtime:
         self._process = process
         self._incoming = incoming
         self._ids = itertools.count(1)
-        self._waiting: dict[int, Future[Any]] = {}
-        self._lock = threading.Lock()
+        self._waiting: dict[int, Future[Any]] = {}  # no lock: a signal handler may interrupt a call and make one
         self._gone = False
 
     def start(self) -> None:
@@ -48,20 +47,15 @@ class Runtime:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         call = wire.Call(next(self._ids), method, params)
-        with self._lock:
-            if self._gone:
-                raise KernelUnavailable(_GONE)
-            self._waiting[call.id] = future
+        self._waiting[call.id] = future
         try:
+            if self._gone:  # looked at after the future is in: either `_end` finds it there, or we see the end here
+                raise KernelUnavailable(_GONE)
             self._process.channel.send(call)
         except AgentosError:
-            self._take(call.id)
+            self._waiting.pop(call.id, None)
             raise
         return future
-
-    def _take(self, call_id: int) -> Future[Any] | None:
-        with self._lock:
-            return self._waiting.pop(call_id, None)
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -74,20 +68,18 @@ class Runtime:
             self._end()
 
     def _end(self) -> None:
-        with self._lock:
-            self._gone = True
-            waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            future.set_exception(KernelUnavailable(_GONE))
+        self._gone = True
+        while self._waiting:
+            self._waiting.popitem()[1].set_exception(KernelUnavailable(_GONE))
 
     def _dispatch(self, frame: Any) -> None:
         match frame:
             case wire.Reply():
-                if future := self._take(frame.id):
+                if future := self._waiting.pop(frame.id, None):
                     future.set_result(frame.value)
             case wire.Fault():
-                if future := self._take(frame.id):
-                    future.set_exception(error_of(frame))
+                if future := self._waiting.pop(frame.id, None):
+                    future.set_exception(rebuild(frame))
             case wire.Query():
                 self._query(frame)
             case _:
@@ -112,11 +104,3 @@ class Runtime:
         text = "" if error is None else f"{type(error).__name__} in a clean-up function"
         with suppress(KernelUnavailable):
             self._process.channel.send(wire.Answer(query_id, error is None, self._process.state, text))
-
-
-def error_of(fault: wire.Fault) -> Exception:
-    """Return the exception that a Fault describes: one error of the closed set, or a group of several."""
-    several = fault.fields.get("errors")
-    if not isinstance(several, list):
-        return rebuild(fault)
-    return ExceptionGroup(fault.message, [rebuild(wire.Fault(0, *each)) for each in several])

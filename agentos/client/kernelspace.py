@@ -8,38 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 import cloudpickle
 
 from agentos import errors
+from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
 from agentos.client.connection import CALL_LIMIT_S, Connection
 from agentos.client.launch import Started, start_kernel
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
-from agentos.signals import AgentSignal
-from agentos.values import pack_value, unpack_value
+from agentos.signals import AgentSignal, parse_signal
+from agentos.status import AgentStatus, status_of
+from agentos.values import pack_arguments, unpack_value
 
 _current_agent: ContextVar[str | None] = ContextVar("agentos_current_agent", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class AgentStatus:
-    """A snapshot of one agent. `state` is what Linux says: running | stopped | terminated | waiting."""
-
-    id: str
-    name: str
-    state: str
-    started_at: datetime
-    actions_count: int
-    violations_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +62,8 @@ class KernelSpace:
     """
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        if os.environ.get("AGENTOS_AGENT_ID") and "agentos.agent.runtime" in sys.modules:
-            from agentos.agent.calls import agent_kernel  # noqa: PLC0415 - only inside an agent process
-
-            inside = agent_kernel()
-            if inside is not None:
-                return inside
-        return super().__new__(cls)
+        inside = agent_kernel()
+        return super().__new__(cls) if inside is None else inside
 
     def __init__(
         self,
@@ -115,7 +98,7 @@ class KernelSpace:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A kernel that travels into an agent (as a global of its function) arrives as that agent's kernel client."""
-        return KernelSpace, ()
+        return arrive, ([(place_of(entry.function), entry.name) for entry in self._by_name.values()],)
 
     # --- registration ----------------------------------------------------------------------------------------------
 
@@ -142,7 +125,7 @@ class KernelSpace:
         rate_limit: int | None,
         priority: int,
     ) -> Callable[..., Any]:
-        known: str = name or str(getattr(function, "__name__", type(function).__name__))
+        known = name or name_of(function)
         for word in permissions or ():
             if word not in ("read", "write", "execute", "network"):
                 hint = errors.nearest(word, ("read", "write", "execute", "network"))
@@ -157,15 +140,14 @@ class KernelSpace:
     def _find(self, agent: Callable[..., Any] | str) -> Registration:
         entry = self._by_name.get(agent) if isinstance(agent, str) else self._by_function.get(agent)
         if entry is None:
-            name = agent if isinstance(agent, str) else str(getattr(agent, "__name__", repr(agent)))
-            raise errors.NotRegistered(name, self._by_name)
+            raise errors.NotRegistered(agent if isinstance(agent, str) else name_of(agent), self._by_name)
         return entry
 
     # --- running agents --------------------------------------------------------------------------------------------
 
     async def execute(
         self,
-        agent: Callable[..., Any],
+        agent: Callable[..., Any] | str,
         *args: Any,
         timeout: float | None = None,  # noqa: ASYNC109 - the public signature; the kernel enforces it
         context: dict[str, Any] | None = None,
@@ -190,7 +172,7 @@ class KernelSpace:
 
     async def spawn(
         self,
-        agent: Callable[..., Any],
+        agent: Callable[..., Any] | str,
         *args: Any,
         parent_id: str | None = None,
         inherit_permissions: bool = True,
@@ -205,13 +187,13 @@ class KernelSpace:
         await self._tell_registrations()
         agent_id: str = await self._call("spawn", {
             "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
-            "restrictions": additional_restrictions or [], **_pack_arguments(entry.name, args, kwargs),
+            "restrictions": additional_restrictions or [], **pack_arguments(entry.name, args, kwargs),
         })  # fmt: skip
         self._latest_agent = agent_id
         return agent_id
 
     async def _start(self, entry: Registration, args: Any, kwargs: Any, **options: Any) -> str:
-        packed = _pack_arguments(entry.name, args, kwargs)
+        packed = pack_arguments(entry.name, args, kwargs)
         await self._tell_registrations()
         params = {"registered": entry.name, "require": self._require, **packed, **options}
         started = await self._call("start", params)
@@ -236,19 +218,27 @@ class KernelSpace:
 
     async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
         """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
-        done = await self._call("signal", {"id": agent_id, "signal": _number(signal)})
+        done = await self._call("signal", {"id": agent_id, "signal": parse_signal(signal).value})
         return bool(done["ok"]) and done["detail"] != "already ended"
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent."""
-        row = self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S)
-        started = datetime.fromisoformat(row["started_at"])
-        return AgentStatus(row["id"], row["name"], row["state"], started, row["actions_count"], row["violations_count"])
+        return status_of(self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
 
     @property
     def current_agent_id(self) -> str | None:
         """The agent this task executes, else the one started most recently, else None."""
         return _current_agent.get() or self._latest_agent
+
+    def is_stopped(self) -> bool:
+        """Whether the current agent is stopped, as Linux says. In an agent: False, as it could not ask otherwise."""
+        agent_id = self.current_agent_id
+        return agent_id is not None and self.get_agent_status(agent_id).state == "stopped"
+
+    async def wait_for_continue(self) -> None:
+        """Wait until the current agent is not stopped any more. In an agent: returns at once."""
+        if self.is_stopped():
+            await self._call("wait", {"id": self.current_agent_id, "state": "running"})
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -294,14 +284,6 @@ class KernelSpace:
         )  # fmt: skip
 
 
-def _pack_arguments(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, bytes]:
-    for position, value in enumerate(args, 1):
-        pack_value(value, f"argument {position} of {name}")
-    for key, value in kwargs.items():
-        pack_value(value, f"argument {key!r} of {name}")
-    return {"args": pack_value(list(args), name), "kwargs": pack_value(kwargs, name)}
-
-
 def _pickle(entry: Registration) -> bytes:
     """Return the function for the agent: by import path where it has one, by value for `__main__` and closures."""
     try:
@@ -321,9 +303,3 @@ def _policy_words(policy: str | Policy) -> tuple[str, str | None, tuple[str, ...
         return loaded.name, path.read_text(), (str(path),)
     Policy.builtin(policy)  # an unknown name is refused before anything starts
     return policy, None, ()
-
-
-def _number(signal: AgentSignal) -> int:
-    if not isinstance(signal, AgentSignal):
-        raise errors.UnknownSignal(signal, tuple(AgentSignal.__members__))
-    return signal.value

@@ -1,0 +1,231 @@
+"""The kernel client of an agent: what `KernelSpace()` is in an agent process. Its calls go over the agent's own pipe.
+
+Decides nothing. The kernel lets a caller act on itself and its descendants only, makes every child the caller's,
+bounded by the caller's policy, and refuses and records the rest. No code leaves an agent: a child is named, by the
+name under which its function was registered in the host program or in a module of this agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, NoReturn, Self
+
+from agentos.agent.process import AgentProcess, current
+from agentos.errors import BadRequest, KernelUnavailable, NotPermitted, ProtocolError
+from agentos.signals import AgentSignal, parse_signal
+from agentos.status import AgentStatus, status_of
+from agentos.values import pack_arguments, unpack_value
+
+CALL_LIMIT_S: Final = 30.0  # for the one synchronous call: the kernel answers in microseconds or is gone
+
+
+class AgentKernel:
+    """KernelSpace as an agent may use it. Async calls never hold the event loop; each is on record.
+
+    Raises, whatever the call: NotPermitted for agents that are not the caller or a descendant, KernelUnavailable when
+    the kernel is gone or in a process that the agent forked.
+    """
+
+    def __init__(self, process: AgentProcess) -> None:
+        self._process = process
+        self._names: dict[str, set[str]] = {}  # by the place of a function: what it was registered as, anywhere
+        self._own: dict[str, dict[str, Any]] = {}  # by name: what this process registered itself
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return arrive, ([(place, name) for place, names in self._names.items() for name in names],)
+
+    def learn(self, registered: Iterable[tuple[str, str]]) -> None:
+        """Take in the (place, name) of functions that the host program registered."""
+        for place, name in registered:
+            self._names.setdefault(place, set()).add(name)
+
+    # --- registration ----------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        permissions: list[str] | None = None,
+        rate_limit: int | None = None,
+        priority: int = 0,
+    ) -> Any:
+        """Decorator, bare or called, so that a module works in host and agent alike. Returns the function unchanged.
+
+        What it gives is what `spawn` may start as a child; permissions can only narrow what this agent may do.
+        """
+        if name is not None and not isinstance(name, str):
+            return self._register(name, None, permissions)
+        return lambda function: self._register(function, name, permissions)
+
+    def _register(self, function: Callable[..., Any], name: str | None, permissions: list[str] | None) -> Any:
+        known = name or name_of(function)
+        self.learn([(place_of(function), known)])
+        self._own[known] = {"target": _target_of(function), "permissions": permissions}
+        return function
+
+    def _find(self, agent: Callable[..., Any] | str) -> str:
+        """Return the name to spawn. The kernel knows whether there is such an agent; here only the name is sought."""
+        if isinstance(agent, str):
+            return agent
+        names = sorted(self._names.get(place_of(agent), {name_of(agent)}))
+        if len(names) > 1:
+            raise BadRequest(
+                f"{place_of(agent)} is registered as {', '.join(names)}; spawn it by name, such as {names[0]!r}"
+            )
+        return names[0]
+
+    # --- running agents --------------------------------------------------------------------------------------------
+
+    async def spawn(
+        self,
+        agent: Callable[..., Any] | str,
+        *args: Any,
+        parent_id: str | None = None,
+        inherit_permissions: bool = True,
+        additional_restrictions: list[str] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Start a registered agent as a child of this one and return its id at once; `wait_all` collects the result.
+
+        Raises NotRegistered, NotSerialisable, BadRequest. The child may do what this agent may and it itself may.
+        """
+        return await self._spawn(agent, args, kwargs, restrictions=additional_restrictions or [])
+
+    async def _spawn(self, agent: Callable[..., Any] | str, args: Any, kwargs: Any, **options: Any) -> str:
+        name = self._find(agent)
+        params = {"name": name, **self._own.get(name, {}), **pack_arguments(name, args, kwargs), **options}
+        child_id: str = await self._call("spawn", params)
+        return child_id
+
+    async def execute(
+        self,
+        agent: Callable[..., Any] | str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109 - the public signature; the kernel enforces it
+        context: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Spawn a child and return its result; raises what it failed with. Cancelled, it asks the child to end.
+
+        A child has its parent's context, which rules rely on; giving it another is NotPermitted.
+        """
+        if context:
+            raise NotPermitted("execute: the context of a child is its parent's; an agent cannot give another")
+        child_id = await self._spawn(agent, args, kwargs, timeout_s=timeout)
+        try:
+            return (await self.wait_all([child_id]))[0]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        except asyncio.CancelledError:
+            with contextlib.suppress(KernelUnavailable):
+                self._submit("send_signal", {"id": child_id, "signal": AgentSignal.SIGTERM.value})
+            raise
+
+    async def wait_all(self, ids: Sequence[str]) -> list[Any]:
+        """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
+        if self._process.id in ids:
+            raise BadRequest("wait_all: an agent cannot wait for its own end")
+        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": list(ids)})]
+
+    # --- signals and status ----------------------------------------------------------------------------------------
+
+    async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
+        """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        done = await self._call("send_signal", {"id": agent_id, "signal": parse_signal(signal).value})
+        return bool(done["ok"]) and done["detail"] != "already ended"
+
+    def get_agent_status(self, agent_id: str) -> AgentStatus:
+        """Return a snapshot. Synchronous."""
+        return status_of(self._submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
+
+    @property
+    def current_agent_id(self) -> str:
+        """The id of this agent."""
+        return self._process.id
+
+    def is_stopped(self) -> bool:
+        """Whether this agent is stopped: False, always, because a process that SIGSTOP froze cannot ask."""
+        return False
+
+    async def wait_for_continue(self) -> None:
+        """Return at once: whoever can call this has been continued."""
+
+    # --- not for agents --------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End nothing: the kernel is not this agent's to end."""
+
+    async def shutdown(self) -> None:
+        """Raise NotPermitted: the kernel refuses it, and records that it was asked."""
+        await self._call("shutdown", {})
+
+    def add_module(self, *_: object, **__: object) -> NoReturn:
+        """Raise NotPermitted."""
+        raise NotPermitted("add_module: modules live in the host program; add them to its KernelSpace")
+
+    @property
+    def policy(self) -> NoReturn:
+        """Raise NotPermitted: an agent cannot add rules to what binds it."""
+        raise NotPermitted("policy: an agent cannot see or change its rules; its host program can")
+
+    # --- the pipe --------------------------------------------------------------------------------------------------
+
+    async def _call(self, method: str, params: dict[str, Any]) -> Any:
+        return await asyncio.wrap_future(self._submit(method, params))
+
+    def _submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
+        if self._process.runtime is None:
+            raise KernelUnavailable(f"{method}: this agent has not started yet")
+        try:
+            return self._process.runtime.call(method, params)
+        except ProtocolError as error:
+            raise BadRequest(f"{method}: {error}") from error
+
+
+def agent_kernel() -> AgentKernel | None:
+    """Return the kernel client of the agent that this process is, None in a host program."""
+    process = current()
+    return None if process is None else _kernel_of(process)
+
+
+@functools.cache
+def _kernel_of(process: AgentProcess) -> AgentKernel:
+    return AgentKernel(process)
+
+
+def arrive(registered: Iterable[tuple[str, str]]) -> AgentKernel:
+    """What a pickled KernelSpace becomes: the client of the agent that it arrived in. Raises BadRequest elsewhere."""
+    kernel = agent_kernel()
+    if kernel is None:
+        raise BadRequest("a KernelSpace stays in the program that made it, and reaches its agents; nothing else has it")
+    kernel.learn(registered)
+    return kernel
+
+
+def place_of(function: Any) -> str:
+    """Return `module:qualname`: what a function is known by on both sides, where it is not the same object."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', None)}:{named.__qualname__}"
+
+
+def name_of(function: Any) -> str:
+    """Return the name that a function is registered under when no other is given."""
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _target_of(function: Any) -> str | None:
+    """Return the import path by which a new process finds `function`; None for what only this process has."""
+    module_name, _, path = place_of(function).partition(":")
+    module = sys.modules.get(module_name)
+    if module is None or "<" in path or not hasattr(function, "__qualname__"):
+        return None
+    file = str(getattr(module, "__file__", None) or "")
+    is_a_file = file.endswith(".py") and not getattr(module, "__package__", None)
+    return f"{file if is_a_file else module_name}:{path}"
