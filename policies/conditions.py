@@ -8,11 +8,10 @@ does not match, a deny or ask rule does (XACML Indeterminate; skipping a deny on
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, time
+from datetime import UTC, datetime, time
 from types import MappingProxyType
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -34,9 +33,12 @@ class Window:
     end: time | None  # None is midnight at the end of the day
     zone: ZoneInfo | None  # None is UTC
 
-    def holds(self, at: datetime) -> bool:
-        """Return whether the aware `at` lies in the window."""
-        local = at.astimezone(self.zone or ZoneInfo("UTC")).time()
+    def holds(self, at: datetime) -> bool | None:
+        """Return whether the aware `at` lies in the window; None at the ends of time, where no clock shows it."""
+        try:
+            local = at.astimezone(self.zone or UTC).time()
+        except OverflowError:
+            return None
         if self.end is None:
             return self.start <= local
         if self.start < self.end:
@@ -98,7 +100,7 @@ def with_claimed_cost(context: Mapping[str, Any], claims: Mapping[str, Any]) -> 
 
 def as_cost(value: object) -> float | None:
     """Return a number that can be a cost; None for NaN, negatives, booleans, text (R7.3)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:  # NaN is not, either
         return None
     return value
 

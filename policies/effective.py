@@ -13,16 +13,23 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
-from agentos.actions import OPERATIONS, Action, base_operation
+from agentos.actions import Action, base_operation
 from agentos.errors import BadRequest
 from agentos.policies import decision as reasons
 from agentos.policies import verdict
 from agentos.policies.decision import Decision
 from agentos.policies.engine import Compiled, Subject
 from agentos.policies.model import Policy
-from agentos.policies.normalise import InvalidResource, file_resource, is_url, normalise, printable_name
+from agentos.policies.normalise import (
+    InvalidResource,
+    file_resource,
+    is_url,
+    normalise,
+    normalise_network,
+    printable_name,
+)
 from agentos.policies.quota import Quota
-from agentos.policies.rule import Rule
+from agentos.policies.rule import Rule, is_operation
 from agentos.policies.standing import Standing, standing
 from agentos.policies.verdict import Facts, Link, Plan
 
@@ -59,6 +66,7 @@ class EffectivePolicy:
         name: str | None = None,
         quota: Quota | None = None,
     ) -> None:
+        workspace = None if workspace is None else _root(workspace)
         if parent is not None and parent.workspace != workspace:
             raise BadRequest("a child works in the workspace of its parent")
         self.policy = policy
@@ -124,7 +132,7 @@ class EffectivePolicy:
         argv: tuple[str, ...] | None = None,
     ) -> Prepared:
         """Return the decision where no moment can change it, else the plans for the moment to choose from."""
-        if base_operation(operation) not in OPERATIONS:
+        if not is_operation(operation):
             return verdict.invalid(self.link, operation, resource, reasons.INVALID_OPERATION)
         try:
             subjects = self._subjects(operation, resource, resolved, cwd, argv)
@@ -151,12 +159,22 @@ class EffectivePolicy:
     def _name(self, operation: str, resource: str, cwd: str | None) -> str:
         """Return the one form of a name: files of the workspace relative, others absolute (R2.3)."""
         if base_operation(operation) == "network":
-            return normalise(resource)
+            return normalise_network(resource)
         if cwd is not None or resource.startswith("/"):
             return file_resource(resource, cwd=cwd or "/", workspace=self.workspace)
         if resource.isascii() or is_url(resource):
             return normalise(resource)
         return normalise(printable_name(resource))
+
+
+def _root(workspace: str) -> str:
+    """Return the workspace in the form that the names of files have, else none of them would lie in it."""
+    if not workspace.startswith("/"):
+        raise BadRequest(f"the workspace {workspace!r} is no absolute path")
+    try:
+        return file_resource(workspace, cwd="/", workspace=None).rstrip("/") or "/"
+    except InvalidResource as error:
+        raise BadRequest(f"the workspace {workspace!r} cannot be named in a policy: {error}") from error
 
 
 def _trusted(program: str) -> bool:

@@ -5,11 +5,14 @@ The constructors raise it as it is; the loader, which knows where each field sta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 
 from agentos.errors import PolicyLoadError, nearest
 
 Path = tuple[str | int, ...]
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")  # neither YAML nor a regular expression can hold one
 
 
 class FieldError(PolicyLoadError):
@@ -35,6 +38,8 @@ def text(value: object, path: Path, what: str) -> str:
         raise FieldError(f"{what} must be text, not {type(value).__name__}", path)
     if not value.strip():
         raise FieldError(f"{what} is empty", path)
+    if _SURROGATE.search(value):
+        raise FieldError(f"{what} {value!r} holds half a character (a lone surrogate)", path)
     return value
 
 

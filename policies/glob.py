@@ -17,18 +17,15 @@ import re2
 
 from agentos.policies import url
 from agentos.policies.normalise import InvalidResource, is_url
+from agentos.policies.segment import GlobError, expand_braces, literal, segment_regex
 
 REGEX_MEMORY_BYTES: Final = 8 << 20  # RE2's own default
-ALTERNATIVES_MAX: Final = 1_000  # of one pattern after {a,b} expansion: a list, not a bomb
-_SPECIAL: Final = frozenset("*?[\\")
 _NO_NAMES: Final = ("*", "**", ".", "..")  # without a slash, and yet no program's name
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_QUOTING: Final = re.compile(r"(?<!\\)(?:\\\\)*\\Q")
 
-Kind = Literal["any", "exact", "prefix", "regex", "person"]  # "person": a regular expression someone wrote
-
-
-class GlobError(ValueError):
-    """The pattern means nothing, or would mean different things to different readers."""
+# "relative": whatever is below the root of the relative names; "person": a regular expression someone wrote
+Kind = Literal["any", "relative", "exact", "prefix", "regex", "person"]
 
 
 def compile_regex(expression: str, memory_bytes: int = REGEX_MEMORY_BYTES) -> re2._Regexp:
@@ -46,10 +43,13 @@ def compile_regex(expression: str, memory_bytes: int = REGEX_MEMORY_BYTES) -> re
 class Glob:
     """One alternative of a pattern. Immutable; `tokens` are whole literal segments that every match contains."""
 
-    __slots__ = ("_match", "kind", "regex", "text", "tokens")
+    __slots__ = ("_match", "kind", "regex", "relative_only", "text", "tokens")
 
-    def __init__(self, kind: Kind, regex: str, *, text: str = "", tokens: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, kind: Kind, regex: str, *, text: str = "", tokens: tuple[str, ...] = (), relative_only: bool = False
+    ) -> None:
         self.kind = kind
+        self.relative_only = relative_only  # its first segment is open: only this keeps it from the other name spaces
         self.regex = regex
         self.text = text
         self.tokens = tokens
@@ -57,12 +57,16 @@ class Glob:
 
     def matches(self, name: str) -> bool:
         """Return whether the normalised `name` (`D/` for the opening of a directory) is covered."""
+        if self.relative_only and not _is_relative(name):
+            return False
         if self.kind == "prefix":
             return name.startswith(self.text)
         if self.kind == "exact":
             return name == self.text or (name[-1:] == "/" and name[:-1] == self.text and not is_url(name))
         if self.kind == "any":
             return True
+        if self.kind == "relative":
+            return name == "./" or _is_relative(name)
         if self._match is None:  # compiled on first need: most rules of a large policy are never tried
             self._match = compile_regex(self.regex).fullmatch
         if self._match(name) is not None:
@@ -70,7 +74,15 @@ class Glob:
         return self.kind == "person" and name[-1:] == "/" and not is_url(name) and self._match(name[:-1]) is not None
 
 
+def _is_relative(name: str) -> bool:
+    """Return whether the name is below the root of the relative ones: not the root itself, no path, URL or socket."""
+    if name[:1] == "/" or name in (".", "./"):
+        return False
+    return ":" not in name or not (is_url(name) or name.startswith("unix:"))
+
+
 ANY: Final = Glob("any", r"(?s:.*)")
+RELATIVE: Final = Glob("relative", r"(?s:.*)")
 
 
 @lru_cache(maxsize=4_096)
@@ -82,6 +94,8 @@ def globs(pattern: str) -> tuple[Glob, ...]:
 @lru_cache(maxsize=1_024)
 def regex_glob(pattern: str) -> Glob:
     """Return a regular expression as a Glob: full match of the name, with or without a directory's slash (R4)."""
+    if _QUOTING.search(pattern):  # it would quote what follows it when expressions are joined
+        raise GlobError("\\Q is not accepted; write a backslash before each character that means itself")
     compile_regex(pattern)
     return Glob("person", pattern)
 
@@ -109,6 +123,8 @@ def _one(text: str) -> Glob:
         raise GlobError("the scheme of a URL has no wildcards; write {http,https}://")
     if text.startswith("unix:/"):
         return _path_glob(text.removeprefix("unix:"), before="unix:")
+    if text.startswith("unix:") and text[5:6] != "@":
+        raise GlobError("a unix socket is named by an absolute path or by @name")
     return _path_glob(text)
 
 
@@ -118,7 +134,7 @@ def _one(text: str) -> Glob:
 def _path_glob(text: str, before: str = "") -> Glob:
     absolute = text.startswith("/")
     segments = [s for s in text.split("/") if s not in ("", ".")]
-    if any(_literal(s) == ".." for s in segments):
+    if any(literal(s) == ".." for s in segments):
         raise GlobError("'..' in a pattern; write the path it leads to")
     if not segments:
         return _exact("/" if absolute else ".", ())
@@ -127,21 +143,23 @@ def _path_glob(text: str, before: str = "") -> Glob:
 
 def _segments(segments: list[str], start: str) -> Glob:
     """Build the glob of `start` (what every match begins with, literally) and the segments after it."""
-    literals = [_literal(s) for s in segments]
+    literals = [literal(s) for s in segments]
     tokens = tuple(s for s in literals if s is not None)
-    whole = len(tokens) == len(segments)
-    if whole:
+    if len(tokens) == len(segments):
         return _exact(start + "/".join(tokens), tokens)
+    named = literals[0] is not None and not literals[0].endswith(":")
+    open_start = not (start or named or segments[0].startswith("unix:@"))
     recursive = segments[-1] in ("*", "**")
+    if recursive and not start and all(s == "**" for s in segments[:-1]):
+        return RELATIVE
     if recursive and len(tokens) == len(segments) - 1:
         text = start + "".join(f"{t}/" for t in tokens)
-        return Glob("prefix", re2.escape(text) + "(?s:.*)", text=text, tokens=tokens)
+        regex = re2.escape(text) + "(?s:.*)"
+        return Glob("prefix", regex, text=text, tokens=tokens, relative_only=open_start)
     middle = segments[:-1] if recursive else segments
-    body = "".join("(?:[^/]+/)*" if s == "**" else f"{_segment(s)}/" for s in middle)
-    if not recursive:
-        return Glob("regex", re2.escape(start) + body + "?", tokens=tokens)  # the last slash is a directory's
-    rest = "[^/](?s:.*)" if all(s == "**" for s in middle) else "(?s:.*)"  # never into the absolute names
-    return Glob("regex", re2.escape(start) + body + rest, tokens=tokens)
+    body = "".join("(?:[^/]+/)*" if s == "**" else f"{segment_regex(s)}/" for s in middle)
+    rest = "(?s:.*)" if recursive else "?"  # the last slash is a directory's
+    return Glob("regex", re2.escape(start) + body + rest, tokens=tokens, relative_only=open_start)
 
 
 def _exact(text: str, tokens: tuple[str, ...]) -> Glob:
@@ -151,107 +169,16 @@ def _exact(text: str, tokens: tuple[str, ...]) -> Glob:
 def _bare(text: str) -> Glob:
     if _CONTROL.search(text):
         raise GlobError("a control character in a pattern")
-    literal = _literal(text)
-    return Glob("regex", f"(?:/(?:[^/]+/)*)?{_segment(text)}", tokens=() if literal is None else (literal,))
+    name = literal(text)
+    return Glob("regex", f"(?:/(?:[^/]+/)*)?{segment_regex(text)}", tokens=() if name is None else (name,))
 
 
 def _argument(text: str) -> Glob:
     if text == "*":
         return ANY
     body = text[:-1] if text.endswith("/*") else text
-    regex = "/".join("(?s:.*)" if s == "**" else _segment(s, empty=True) for s in body.split("/"))
+    regex = "/".join("(?s:.*)" if s == "**" else segment_regex(s, empty=True) for s in body.split("/"))
     return Glob("regex", regex + ("(?s:.*)" if body != text else ""))
-
-
-def _segment(segment: str, *, empty: bool = False) -> str:
-    """Translate one segment; `*` as a whole segment needs a character unless `empty`."""
-    if "**" in segment:
-        raise GlobError(f"'**' must be a whole segment, not part of {segment!r}")
-    if segment == "*":
-        return "[^/]*" if empty else "[^/]+"
-    out: list[str] = []
-    at = 0
-    while at < len(segment):
-        at, piece = _piece(segment, at)
-        out.append(piece)
-    return "".join(out)
-
-
-def _piece(segment: str, at: int) -> tuple[int, str]:
-    char = segment[at]
-    if char == "*":
-        return at + 1, "[^/]*"
-    if char == "?":
-        return at + 1, "[^/]"
-    if char == "[":
-        return _class(segment, at)
-    if char == "\\":
-        if at + 1 == len(segment):
-            raise GlobError("a backslash at the end of a segment escapes nothing")
-        return at + 2, re2.escape(segment[at + 1])
-    return at + 1, re2.escape(char)
-
-
-def _class(segment: str, at: int) -> tuple[int, str]:
-    """Translate `[...]`, which never matches `/` even when a range spans it (R1.4)."""
-    start = at + 1
-    negated = segment[start : start + 1] in ("!", "^")
-    start += negated
-    end = segment.find("]", start + 1)
-    if end < 0:
-        raise GlobError(f"'[' without ']' in {segment!r} (a class cannot hold '/'; write \\[ for the character)")
-    body = segment[start:end]
-    if "[:" in body or "\\" in body:
-        raise GlobError(f"named classes and backslashes are not known inside {segment[at : end + 1]!r}")
-    ranges = _ranges(body)
-    if negated:
-        return end + 1, "[^/" + "".join(_span(low, high) for low, high in ranges) + "]"
-    spans = [_span(a, b) for low, high in ranges for a, b in _without_slash(low, high)]
-    if not spans:
-        raise GlobError(f"{segment[at : end + 1]!r} matches nothing")
-    return end + 1, "[" + "".join(spans) + "]"
-
-
-def _ranges(body: str) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    at = 0
-    while at < len(body):
-        is_range = at + 2 < len(body) and body[at + 1] == "-"  # a '-' that ends the class is itself
-        high = body[at + 2] if is_range else body[at]
-        if high < body[at]:
-            raise GlobError(f"the range {body[at]}-{high} runs backwards")
-        found.append((ord(body[at]), ord(high)))
-        at += 3 if is_range else 1
-    return found
-
-
-def _without_slash(low: int, high: int) -> list[tuple[int, int]]:
-    slash = ord("/")
-    if not low <= slash <= high:
-        return [(low, high)]
-    return [(a, b) for a, b in ((low, slash - 1), (slash + 1, high)) if a <= b]
-
-
-def _span(low: int, high: int) -> str:
-    return f"\\x{{{low:x}}}-\\x{{{high:x}}}"
-
-
-def _literal(segment: str) -> str | None:
-    """Return the text of a segment without wildcards, unescaped; None when it has wildcards."""
-    if not _SPECIAL.intersection(segment):
-        return segment
-    out: list[str] = []
-    at = 0
-    while at < len(segment):
-        if segment[at] in "*?[":
-            return None
-        if segment[at] == "\\":
-            if at + 1 == len(segment):
-                raise GlobError("a backslash at the end of a segment escapes nothing")
-            at += 1
-        out.append(segment[at])
-        at += 1
-    return "".join(out)
 
 
 # --- URLs --------------------------------------------------------------------------------------------------------
@@ -270,32 +197,32 @@ def _url_glob(text: str) -> Glob:
         raise GlobError(f"not a URL pattern: {error}") from error
     if "#" in path or " " in path:
         raise GlobError("a fragment or a space never takes part in a match")
-    literal = ""
+    exact = ""
     if port_text is not None and host_regex == re2.escape(host_token):
-        literal = f"{scheme.lower()}://{host_token}{port_text}"
+        exact = f"{scheme.lower()}://{host_token}{port_text}"
     origin = f"{re2.escape(scheme.lower())}://{host_regex}{port_regex}"
     tokens = (host_token + (port_text or ""),) if host_token and port_text is not None else (f"{scheme.lower()}:",)
     if scheme.lower() in url.PORT_ONLY:
         if slash + path not in ("", "/") or port_text == "":
             raise GlobError(f"{scheme}:// needs a host and a port (or ':*') and no path")
-        return Glob("exact", origin, text=literal, tokens=tokens) if literal else Glob("regex", origin, tokens=tokens)
-    return _url_path(origin, literal, path.split("/"), tokens)
+        return Glob("exact", origin, text=exact, tokens=tokens) if exact else Glob("regex", origin, tokens=tokens)
+    return _url_path(origin, exact, path.split("/"), tokens)
 
 
-def _url_path(origin: str, literal: str, segments: list[str], tokens: tuple[str, ...]) -> Glob:
-    if any(_literal(s) == ".." for s in segments):
+def _url_path(origin: str, exact: str, segments: list[str], tokens: tuple[str, ...]) -> Glob:
+    if any(literal(s) == ".." for s in segments):
         raise GlobError("'..' in a pattern; write the path it leads to")
     segments = [s for s in segments if s != "."] or [""]
     recursive = segments[-1] in ("*", "**")
     middle = segments[:-1] if recursive else segments
-    literals = [_literal(s) for s in middle]
+    literals = [literal(s) for s in middle]
     tokens += tuple(s for s in literals if s)
-    if literal and None not in literals and segments[-1] != "**":
-        text = literal + "".join(f"/{s}" for s in literals)
+    if exact and None not in literals and segments[-1] != "**":
+        text = exact + "".join(f"/{s}" for s in literals)
         if recursive:
             return Glob("prefix", re2.escape(text + "/") + "(?s:.*)", text=text + "/", tokens=tokens)
         return Glob("exact", re2.escape(text), text=text, tokens=tokens)
-    body = "".join("(?:/[^/]*)*" if s == "**" else "/" + _segment(s, empty=True) for s in middle)
+    body = "".join("(?:/[^/]*)*" if s == "**" else "/" + segment_regex(s, empty=True) for s in middle)
     tail = {"*": "/(?s:.*)", "**": "/(?s:.+)"}[segments[-1]] if recursive else ""
     return Glob("regex", origin + body + tail, tokens=tokens)
 
@@ -336,51 +263,3 @@ def _port(scheme: str, port: str) -> tuple[str, str | None]:
         return "(?::[0-9]+)?", None
     suffix = url.port_suffix(scheme, port)
     return suffix, suffix
-
-
-# --- {a,b} -------------------------------------------------------------------------------------------------------
-
-
-def expand_braces(pattern: str) -> tuple[str, ...]:
-    """Expand `{a,b}` (nested too), leaving backslash escapes alone. Raises GlobError."""
-    done: list[str] = []
-    waiting = [pattern]
-    while waiting:
-        text = waiting.pop()
-        found = _first_brace(text)
-        if found is None:
-            done.append(text)
-        else:
-            start, end, choices = found
-            waiting.extend(text[:start] + choice + text[end + 1 :] for choice in reversed(choices))
-        if len(done) + len(waiting) > ALTERNATIVES_MAX:
-            raise GlobError(f"more than {ALTERNATIVES_MAX} alternatives")
-    if "" in done:
-        raise GlobError("an alternative of the pattern is empty")
-    return tuple(done)
-
-
-def _first_brace(text: str) -> tuple[int, int, list[str]] | None:
-    """Return (index of the first `{`, index of its `}`, the choices between), None when there is none."""
-    depth, start, cut, at = 0, -1, 0, 0
-    choices: list[str] = []
-    while at < len(text):
-        char = text[at]
-        if char == "\\":
-            at += 1
-        elif char == "{":
-            depth += 1
-            if depth == 1:
-                start = cut = at
-        elif depth and char in ",}":
-            if depth == 1:
-                choices.append(text[cut + 1 : at])
-                cut = at
-            if char == "}":
-                depth -= 1
-                if depth == 0:
-                    return start, at, choices
-        at += 1
-    if depth:
-        raise GlobError("'{' without '}' (write \\{ for the character)")
-    return None

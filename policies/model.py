@@ -15,16 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from agentos.actions import OPERATIONS, base_operation
+from agentos.actions import base_operation
 from agentos.errors import BadRequest
 from agentos.policies import decision as reasons
 from agentos.policies import verdict
 from agentos.policies.decision import Decision
 from agentos.policies.engine import Compiled, Subject
 from agentos.policies.faults import FieldError, one_of, text
-from agentos.policies.normalise import InvalidResource, normalise
+from agentos.policies.normalise import InvalidResource, normalise, normalise_network, printable_name
 from agentos.policies.quota import Quota
-from agentos.policies.rule import Pattern, Rule
+from agentos.policies.rule import Pattern, Rule, is_operation
 from agentos.policies.verdict import Facts, Link
 
 __all__ = ["BUILTINS", "Pattern", "Policy", "Rule", "policy_with"]
@@ -71,6 +71,12 @@ class Policy:
         self._trial = Quota()  # what `decide` counts; a kernel counts in a Quota of its own
         for rule in rules or ():
             self._append(rule)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse to change a field: hashes in the record, and what runs under the policy, would no longer be true."""
+        if not name.startswith("_") and name in vars(self):
+            raise AttributeError(f"the {name} of a policy is fixed; build another Policy")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"Policy({self.name!r}, version={self.version!r}, rules={len(self._rules)}, hash={self.hash[:12]})"
@@ -173,14 +179,15 @@ class Policy:
     def bounded_by(self, parent: Policy) -> Policy:
         """Return a copy for a child of an agent under `parent`, combined as the parent's `inheritance` says (R9)."""
         bound = self._copy()
-        bound.parent = parent if self.parent is None else self.parent.bounded_by(parent)
+        above = parent._copy() if self.parent is None else self.parent.bounded_by(parent)
+        vars(bound)["parent"] = above
         return bound
 
     def restricted(self, restrictions: Sequence[str]) -> Policy:
         """Return a copy without some operations, e.g. `["no_network"]`. Raises BadRequest for an unknown name."""
         verdict.taken_away(restrictions)
         bound = self._copy()
-        bound.restrictions = tuple(dict.fromkeys((*self.restrictions, *restrictions)))
+        vars(bound)["restrictions"] = tuple(dict.fromkeys((*self.restrictions, *restrictions)))
         return bound
 
     def with_rules(self, rules: Iterable[Rule]) -> Policy:
@@ -235,10 +242,10 @@ class Policy:
         `argv` of an `execute` begins with the program as called; without it, argument patterns are unknown (R7.2).
         Raises BadRequest for a naive `at` or an unknown permission; a bad resource or operation is a denial.
         """
-        if at is not None and at.tzinfo is None:
+        if at is not None and at.utcoffset() is None:
             raise BadRequest("at must be an aware datetime, such as datetime.now(timezone.utc)")
         link = self.link(permissions)
-        subject = _subject(link, operation, resource, None if argv is None else tuple(argv))
+        subject = _subject(link, operation, resource, argv)
         if isinstance(subject, Decision):
             return subject
         plans = (verdict.plan(link, subject),)
@@ -254,11 +261,13 @@ def policy_with(policy: Policy, rules: Iterable[Rule]) -> Policy:
     return policy.with_rules(rules)
 
 
-def _subject(link: Link, operation: str, resource: str, argv: tuple[str, ...] | None) -> Subject | Decision:
-    if base_operation(operation) not in OPERATIONS:
+def _subject(link: Link, operation: str, resource: str, argv: Sequence[str] | None) -> Subject | Decision:
+    if not is_operation(operation):
         return verdict.invalid(link, operation, resource, reasons.INVALID_OPERATION)
     try:
-        return Subject(operation, (normalise(resource),), argv)
+        network = base_operation(operation) == "network"
+        words = None if argv is None else tuple(map(printable_name, argv))
+        return Subject(operation, (normalise_network(resource) if network else normalise(resource),), words)
     except InvalidResource:
         return verdict.invalid(link, operation, resource, reasons.INVALID_RESOURCE)
 

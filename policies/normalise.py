@@ -17,6 +17,8 @@ from agentos.actions import RESOURCE_BYTES_MAX
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_@%+=,-][A-Za-z0-9_@%+=,.-]*(?:/[A-Za-z0-9_@%+=,-][A-Za-z0-9_@%+=,.-]*)*")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+# A URL or a socket to some parsers and not to others: ` https://h`, `https:h`, `<https://h>`, `//h`, `UNIX:/x`.
+_ALMOST_URL: Final = re.compile(r"//|\\|[^a-z0-9]*(?:https?|wss?|ftp|tcp|udp|unix):|.*://", re.IGNORECASE)
 
 
 class InvalidResource(ValueError):
@@ -35,6 +37,16 @@ def normalise(resource: str) -> str:
     if resource.startswith("unix:"):
         return _unix(resource)
     return normalise_path(resource)
+
+
+def normalise_network(resource: str) -> str:
+    """Return the one form of what a network operation is about: a URL, a socket, or an opaque name that is neither.
+
+    Raises InvalidResource also for what merely looks like a URL: whoever dials it may read it as one (R3).
+    """
+    if not is_url(resource) and not resource.startswith("unix:") and _ALMOST_URL.match(resource):
+        raise InvalidResource("a URL to some readers and not to others; write scheme://host/path")
+    return normalise(resource)
 
 
 def is_url(resource: str) -> bool:
@@ -88,8 +100,14 @@ def _unix(resource: str) -> str:
 
 
 def printable_name(path: str | bytes) -> str:
-    r"""Return a file name as text; bytes that are no UTF-8 read as `\xNN` (a name may hold any byte but / and NUL)."""
-    raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+    r"""Return a file name as text; bytes that are no UTF-8 read as `\xNN` (a name may hold any byte but / and NUL).
+
+    Raises InvalidResource for text that no bytes can have given.
+    """
+    try:
+        raw = path if isinstance(path, bytes) else path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidResource("a surrogate that stands for no byte") from error
     return raw.decode("utf-8", "backslashreplace")
 
 
@@ -107,12 +125,15 @@ def file_resource(path: str | bytes, *, cwd: str, workspace: str | None) -> str:
 
 
 def workspace_form(absolute: str, workspace: str | None) -> str:
-    """Return a normalised absolute path in the form that policies see."""
+    """Return a normalised absolute path in the form that policies see. Raises InvalidResource."""
     if workspace is None:
         return absolute
     root = workspace.rstrip("/")
     if absolute == root:
         return "."
-    if absolute.startswith(root + "/"):
-        return absolute[len(root) + 1 :] or "./"
-    return absolute
+    if not absolute.startswith(root + "/"):
+        return absolute
+    relative = absolute[len(root) + 1 :]
+    if relative.startswith("unix:"):
+        raise InvalidResource("a file of the workspace whose name reads as a socket's")
+    return relative or "./"

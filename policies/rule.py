@@ -6,6 +6,7 @@ A Pattern carries its matchers, built once at construction; a policy that gains 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -16,14 +17,18 @@ from agentos.errors import nearest
 from agentos.policies import conditions as conditions_of
 from agentos.policies.conditions import Conditions
 from agentos.policies.faults import FieldError, Path, one_of, text, texts
-from agentos.policies.glob import Glob, GlobError, argument_globs, globs, program_globs, regex_glob
+from agentos.policies.glob import Glob, argument_globs, globs, program_globs, regex_glob
+from agentos.policies.segment import GlobError
 
 ACTIONS: Final = ("allow", "deny", "ask")
 MATCH_TYPES: Final = ("glob", "regex")
 AUDIT_CLASSES: Final = ("normal", "durable")
 SIGNALS: Final = ("SIGKILL", "SIGSTOP", "SIGCONT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
+SHOWN_CHARACTERS_MAX: Final = 200  # of a pattern, in an error
 RATE_LIMIT_MAX: Final = 1_000_000  # calls a minute; the log keeps a stamp for each
+PATTERN_CHARACTERS_MAX: Final = 4_096  # no path is longer; beyond it RE2 might refuse what was accepted at load
 ASK_TIMEOUT_S_MAX: Final = 30 * 24 * 3600.0  # nobody answers after a month
+_OPERATION: Final = re.compile(r"[a-z]{1,16}(?:/[A-Za-z0-9_]{1,32}){0,3}")
 
 Texts = str | Sequence[str]
 
@@ -106,13 +111,17 @@ class Pattern:
         return hash((self.operations, self.resources, self.match_type, self.exclude))
 
 
+def is_operation(operation: str) -> bool:
+    """Return whether an action's operation is of the closed set: `read`, or a sub-operation `write/delete` (R11)."""
+    return _OPERATION.fullmatch(operation) is not None and base_operation(operation) in OPERATIONS
+
+
 def _operations(value: object) -> tuple[str, ...]:
     found = texts(value, ("operation",), "operation")
     for index, operation in enumerate(found):
-        base, slash, rest = operation.partition("/")
         path: Path = ("operation",) if isinstance(value, str) else ("operation", index)
-        one_of(base, (*OPERATIONS, "*"), path, "operation")
-        if slash and (base == "*" or not rest or not rest.replace("/", "").replace("_", "").isalnum()):
+        one_of(base_operation(operation), (*OPERATIONS, "*"), path, "operation")
+        if operation != "*" and not is_operation(operation):
             raise FieldError(f"{operation!r} is not a sub-operation; write it as 'network/connect'", path)
     return found
 
@@ -124,11 +133,14 @@ def _matchers(resources: tuple[str, ...], match_type: str, name: str, *, execute
             found.extend(_alternatives(resource, match_type, execute=execute))
         except GlobError as error:
             path: Path = (name,) if len(resources) == 1 else (name, index)
-            raise FieldError(f"{name} {resource!r}: {error}", path) from error
+            shown = resource if len(resource) <= SHOWN_CHARACTERS_MAX else resource[:SHOWN_CHARACTERS_MAX] + "…"
+            raise FieldError(f"{name} {shown!r}: {error}", path) from error
     return tuple(found)
 
 
 def _alternatives(resource: str, match_type: str, *, execute: bool) -> list[Matcher]:
+    if len(resource) > PATTERN_CHARACTERS_MAX:
+        raise GlobError(f"longer than {PATTERN_CHARACTERS_MAX} characters")
     if match_type == "regex":
         return [Matcher(regex_glob(resource))]
     if not execute:

@@ -22,8 +22,10 @@ _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMERIC: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ESCAPE: Final = re.compile(r"%(..?)?", re.DOTALL)
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
+_RAW: Final = re.compile('[^\x00-\x7f]+|["<>`{|}]')
 _UNRESERVED: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~")
 _OTHER_DOTS: Final = re.compile("[\u3002\uff0e\uff61]")  # IDNA 2003 read these as dots; others do not
+_LOWER: Final = {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 HOST_CHARACTERS_MAX: Final = 253  # RFC 1035 2.3.4
 
 
@@ -89,7 +91,7 @@ def normalise_host(host: str) -> str:
     """Return the host in lower case, as A-labels, as a canonical address; or raise InvalidResource (R3.4 to R3.6)."""
     if host.startswith("["):
         return _ipv6(host[1:-1])
-    name = _ascii_host(host.lower()).removesuffix(".")
+    name = _ascii_host(host).removesuffix(".")
     labels = name.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
         return _ipv4(name)
@@ -101,6 +103,9 @@ def normalise_host(host: str) -> str:
 
 
 def _ascii_host(host: str) -> str:
+    if len(host) > HOST_CHARACTERS_MAX + 1:  # the final dot; an A-label is never shorter than its U-label
+        raise InvalidResource(f"host {host[:80]!r}… is too long")
+    host = host.translate(_LOWER)  # ASCII only: str.lower makes a k of the Kelvin sign, others do not
     if host.isascii():
         return host
     if _OTHER_DOTS.search(host):
@@ -124,9 +129,12 @@ def _ipv6(text: str) -> str:
     if "%" in text:
         raise InvalidResource("an IPv6 zone in a URL")
     try:
-        return f"[{ipaddress.IPv6Address(text).compressed}]"
+        address = ipaddress.IPv6Address(text)
     except ValueError as error:
         raise InvalidResource(f"IPv6 address {text[:60]!r}") from error
+    if address.ipv4_mapped is not None:  # `::ffff:10.0.0.1` is 10.0.0.1: one endpoint, one name
+        return str(address.ipv4_mapped)
+    return f"[{address.compressed}]"
 
 
 def _ipv4(text: str) -> str:
@@ -137,12 +145,10 @@ def _ipv4(text: str) -> str:
 
 
 def unescape(path: str) -> str:
-    """Decode percent-escapes of unreserved characters once (R3.7); non-ASCII becomes UTF-8 escapes."""
+    """Decode percent-escapes of unreserved characters once (R3.7); what every client escapes is escaped."""
     if "%" in path:
         path = _ESCAPE.sub(_unescape_one, path)
-    if path.isascii():
-        return path
-    return "".join(c if c.isascii() else "".join(f"%{b:02X}" for b in c.encode("utf-8")) for c in path)
+    return _RAW.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8")), path)
 
 
 def _unescape_one(escape: re.Match[str]) -> str:
