@@ -139,7 +139,8 @@ def taken_away(restrictions: Iterable[str]) -> frozenset[str]:
 def plan(link: Link, subject: Subject) -> Plan:
     """Return everything `link` and its ancestors can say about the subject."""
     parts = [Part(_steps(link, subject), link)]
-    ancestor = link.parent
+    own = parts[0].steps[0].decision
+    ancestor = None if own.layer == "@private" else link.parent  # nobody else's rules are about the agent's own files
     while ancestor is not None:
         if ancestor.inheritance != "none":
             parts.append(Part(_steps(ancestor, subject), ancestor))
@@ -170,7 +171,7 @@ def _standing(link: Link, subject: Subject) -> Step | None:
     if link.standing is None:
         return None
     absolute = subject.name.removeprefix("unix:") if subject.name.startswith("unix:/") else subject.name
-    if not absolute.startswith("/"):
+    if not absolute.startswith("/"):  # a file of the workspace, then; what is semantic has no file behind it
         if link.workspace is None or "://" in absolute or base_operation(subject.operation) == "network":
             return None
         absolute = link.workspace if absolute == "." else f"{link.workspace.rstrip('/')}/{absolute.removeprefix('./')}"
@@ -281,8 +282,13 @@ def settle(plans: Sequence[Plan]) -> Decision | None:
 
 
 def decide(plans: Sequence[Plan], facts: Facts, name: str, quota: Quota, now_s: float) -> Decision:
-    """Return the decision at this moment, and spend the rate limits of an action that may go ahead."""
-    outcomes = [_choose(p, facts, name) for p in plans]
+    """Return the decision at this moment, and spend the rate limits of an action that may go ahead.
+
+    Claims only tighten: the answer is the worse of the one without them and the one with them, limits included.
+    """
+    outcomes = [_choose(p, replace(facts, claims=_NOTHING), name) for p in plans]
+    if facts.claims:
+        outcomes += [_choose(p, facts, name) for p in plans]
     worst = _worst(outcomes)
     made = worst.decision
     if made.effect != "deny":
@@ -319,9 +325,19 @@ def _choose(parts: Plan, facts: Facts, name: str) -> Outcome:
             continue
         # an ancestor without a name of its own shares one budget among all its children: tighter, never wider
         above = _own(part, facts, part.link.name or "-")
-        above = replace(above, decision=replace(above.decision, layer="parent"))
+        above = _of_parent(above)
         outcome = above if part.link.inheritance == "permissive" else _both(outcome, above)
     return outcome
+
+
+def _of_parent(outcome: Outcome) -> Outcome:
+    """Return the outcome with `parent` as its layer, also where a limit of it trips."""
+    made = replace(outcome.decision, layer="parent")
+    return replace(
+        outcome,
+        decision=made,
+        charges=tuple((charge, replace(step, decision=made)) for charge, step in outcome.charges),
+    )
 
 
 def _both(below: Outcome, above: Outcome) -> Outcome:
