@@ -16,13 +16,15 @@ from typing import Final
 import re2
 
 from agentos.actions import base_operation
-from agentos.policies.glob import GlobError, compile_regex
+from agentos.policies.glob import compile_regex
 from agentos.policies.normalise import is_url
 from agentos.policies.rule import Matcher, Rule
+from agentos.policies.segment import GlobError
 
 BUCKET_MAX: Final = 16  # up to here trying one after the other beats a tree
 FAN_OUT: Final = 16
 TREE_MEMORY_BYTES: Final = 64 << 20  # an upper bound for ten thousand alternatives; RE2 takes what it needs
+SEGMENTS_FEW: Final = 8  # up to here a set of them costs more than looking one up twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,20 @@ class Node:
         self.expression: re2._Regexp | None = _alternation(entries)
 
     def rules(self, name: str) -> Iterator[int]:
-        if self.expression is not None and self.expression.fullmatch(name) is None:
+        if self.expression is not None and not self._possible(self.expression, name):
             return
         for entry in self.entries:
             if entry.matcher.glob.matches(name):
                 yield entry.rule
         for child in self.children:
             yield from child.rules(name)
+
+    @staticmethod
+    def _possible(expression: re2._Regexp, name: str) -> bool:
+        """Whether some alternative may match; a person's `x$` matches a directory without its final slash."""
+        return expression.fullmatch(name) is not None or (
+            name[-1:] == "/" and expression.fullmatch(name[:-1]) is not None
+        )
 
 
 def _alternation(entries: Sequence[Entry]) -> re2._Regexp | None:
@@ -129,13 +138,13 @@ def _tokens(name: str) -> Iterable[str]:
     """Return what a name can be filed under: its segments, and for URLs `*.` with each parent of the host."""
     segments = name.split("/")
     if not is_url(name):
-        return segments
+        return segments if len(segments) <= SEGMENTS_FEW else set(segments)  # `a/a/a/…` asks its one bucket once
     host = segments[2]
     at = host.find(".")
     while at >= 0:
         segments.append("*" + host[at:])
         at = host.find(".", at + 1)
-    return segments
+    return set(segments)
 
 
 class Compiled:
