@@ -39,8 +39,9 @@ PATTERN_KEYS: Final = ("operation", "resource", "match_type", "conditions", "exc
 RULE_KEYS: Final = (
     "action", *PATTERN_KEYS, "reason", "name", "description", "on_violation", "rate_limit", "audit", "ask_timeout",
 )  # fmt: skip
+VALUES_MAX: Final = 4_000_000  # texts read from one file, repeated aliases counted: no bomb of a few lines
 _FLAGS: Final = {"true": True, "false": False}
-_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\.inf|\.nan")
 _QUOTED: Final = ("'", '"', "|", ">")  # libyaml says "" for plain, the Python parser None
 _PLAIN_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
@@ -57,12 +58,16 @@ def load(text_or_path: str | os.PathLike[str]) -> Policy:
         return parse(text_or_path, "<text>")
     path = Path(text_or_path)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)  # never more: it may be a device
         return parse(raw.decode("utf-8"), str(path))
     except OSError as error:
         raise PolicyLoadError(f"cannot read it: {error.strerror}", source=str(path)) from error
     except UnicodeDecodeError as error:
-        raise PolicyLoadError(f"not UTF-8: byte {error.start}", source=str(path)) from error
+        line, column = _place(raw[: error.start].decode("utf-8"))
+        raise PolicyLoadError(f"not UTF-8: byte {error.start}", source=str(path), line=line, column=column) from error
+    except ValueError as error:  # a NUL in the name
+        raise PolicyLoadError(f"cannot read it: {error}", source=str(path)) from error
 
 
 @lru_cache(maxsize=16)
@@ -110,7 +115,7 @@ def _is_path(text: str) -> bool:
 
 def _compose(text: str, source: str) -> Node:
     if len(text) > FILE_BYTES_MAX:
-        raise PolicyLoadError(f"larger than {FILE_BYTES_MAX} characters", source=source)
+        raise PolicyLoadError(f"larger than {FILE_BYTES_MAX} bytes", source=source)
     try:
         node: Any = yaml.compose(text, Loader=_BaseLoader)
     except yaml.MarkedYAMLError as error:
@@ -139,6 +144,7 @@ class _Reader:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.values = 0
 
     def fail(self, node: Node, message: str) -> NoReturn:
         mark = node.start_mark
@@ -178,6 +184,7 @@ class _Reader:
         """Return the mapping's values by key; unknown and doubled keys are errors at the key."""
         if not isinstance(node, yaml.MappingNode):
             self.fail(node, f"{what} is a mapping of keys to values, not {_kind(node)}")
+        self.untagged(node)
         found: dict[str, Node] = {}
         for key, value in node.value:
             name = self.key(key, found)
@@ -189,7 +196,7 @@ class _Reader:
     def key(self, key: Node, found: Mapping[str, object]) -> str:
         if not isinstance(key, yaml.ScalarNode):
             self.fail(key, f"a key is text, not {_kind(key)}")
-        name = str(key.value)
+        name = self.scalar(key)
         if name in found:
             self.fail(key, f"the key {name!r} stands here twice")
         return name
@@ -199,55 +206,80 @@ class _Reader:
             return []
         if not isinstance(node, yaml.SequenceNode):
             self.fail(node, f"rules is a list, not {_kind(node)}; begin each rule with '- '")
+        self.untagged(node)
         return list(node.value)
 
     def value(self, key: str, node: Node) -> Any:
         """Return the field's value in the type that the field wants."""
         if key == "conditions":
             return self.conditions(node)
-        if key in ("operation", "resource", "exclude") and isinstance(node, yaml.SequenceNode):
-            return [self.scalar(item) for item in node.value]
-        text = self.scalar(node)
+        if key in ("operation", "resource", "exclude"):
+            return self.scalars(node)
         if key in ("runtime", "enforce"):
-            return _FLAGS.get(text, text)
+            return self.flag(node, key)
         if key in ("rate_limit", "ask_timeout"):
             return self.number(node, key)
-        return text
+        return self.scalar(node)
+
+    def scalars(self, node: Node) -> str | list[str]:
+        if not isinstance(node, yaml.SequenceNode):
+            return self.scalar(node)
+        self.untagged(node)
+        return [self.scalar(item) for item in node.value]
 
     def scalar(self, node: Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
             self.fail(node, f"one text is wanted here, not {_kind(node)}")
-        if node.tag not in _PLAIN_TAGS and node.tag is not None:
-            self.fail(node, f"tags such as {node.tag} are not accepted")
+        self.untagged(node)
+        self.values += 1
+        if self.values > VALUES_MAX:
+            self.fail(node, f"more than {VALUES_MAX} values, aliases counted as often as they stand")
         return str(node.value)
 
-    def number(self, node: Node, key: str) -> int | float:
+    def untagged(self, node: Node) -> None:
+        if node.tag is not None and node.tag not in _PLAIN_TAGS:
+            self.fail(node, f"tags such as {node.tag} are not accepted")
+
+    def plain(self, node: Node) -> str | bool | int | float:
+        """Return a scalar, typed where it stands without quotes."""
         text = self.scalar(node)
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        if key == "rate_limit" or not _NUMBER.fullmatch(text):
-            self.fail(node, f"{key} is a number, not {text!r}")
-        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        return _typed(text) if isinstance(node, yaml.ScalarNode) and node.style not in _QUOTED else text
+
+    def flag(self, node: Node, key: str) -> bool:
+        found = self.plain(node)
+        if not isinstance(found, bool):
+            self.fail(node, f"{key} is true or false, not the text {found!r}")
+        return found
+
+    def number(self, node: Node, key: str) -> int | float:
+        found = self.plain(node)
+        if isinstance(found, (bool, str)):
+            self.fail(node, f"{key} is a number, not the text {str(found)!r}")
+        return found
 
     def conditions(self, node: Node) -> Any:
         """Return conditions with plain true/false and numbers typed, everything else text; times stay text."""
-        if isinstance(node, yaml.MappingNode):
-            found: dict[str, Any] = {}
-            for key, value in node.value:
-                name = self.key(key, found)
-                found[name] = self.texts_of(value) if name == "time_window" else self.conditions(value)
-            return found
-        if isinstance(node, yaml.SequenceNode):
-            return [self.conditions(item) for item in node.value]
-        text = self.scalar(node)
-        return text if node.style in _QUOTED else _typed(text)
-
-    def texts_of(self, node: Node) -> Any:
         if not isinstance(node, yaml.MappingNode):
-            return self.scalar(node)
-        found: dict[str, str] = {}
+            self.fail(node, f"conditions is a mapping of keys to values, not {_kind(node)}")
+        return self.mapping(node, self.condition)
+
+    def condition(self, name: str, node: Node) -> Any:
+        """Return one condition: a value, a list of values, or a mapping of keys to these; nothing deeper."""
+        read = self.scalar if name == "time_window" else self.one_or_more
+        return self.mapping(node, lambda _, value: read(value)) if isinstance(node, yaml.MappingNode) else read(node)
+
+    def one_or_more(self, node: Node) -> Any:
+        if not isinstance(node, yaml.SequenceNode):
+            return self.plain(node)
+        self.untagged(node)
+        return [self.plain(item) for item in node.value]
+
+    def mapping(self, node: yaml.MappingNode, read: Callable[[str, Node], Any]) -> dict[str, Any]:
+        self.untagged(node)
+        found: dict[str, Any] = {}
         for key, value in node.value:
-            found[self.key(key, found)] = self.scalar(value)
+            name = self.key(key, found)
+            found[name] = read(name, value)
         return found
 
 
@@ -257,6 +289,11 @@ def _typed(text: str) -> str | bool | int | float:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text.replace(".inf", "inf").replace(".nan", "nan")) if _NUMBER.fullmatch(text) else text
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Return line and column, from 1, of what follows the text `before`."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def _kind(node: Node) -> str:
