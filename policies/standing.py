@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentos.actions import base_operation
+from agentos.errors import BadRequest
 from agentos.policies.decision import Effect
+from agentos.policies.normalise import InvalidResource, file_resource
 
 # What every dynamically linked program reads before its first line: libraries, locale, time zone, certificates.
 RUNTIME_TREES: Final = (
@@ -93,13 +95,14 @@ def standing(
 
     `self_paths`: policy files, agentos.yaml, bin/; `secret_self_paths`: state and runtime directories, keys,
     sockets; `private_paths`: the agent's own temporary directory. Of a prefix that people share (`/usr`) only the
-    parts where a Python lives are meant.
+    parts where a Python lives are meant. Raises BadRequest for a path to protect that no name can match; such a path
+    to allow is dropped.
     """
     installed = [part for prefix in sys_prefixes for part in _parts(prefix)]
     package = [package_dir] if package_dir else []
-    secret = _prefixes(secret_self_paths)
+    secret = _protected(secret_self_paths)
     return Standing(
-        write_denied=_prefixes([*installed, *package, *self_paths]) + secret,
+        write_denied=_protected([*installed, *package, *self_paths]) + secret,
         read_denied=secret,
         private=_prefixes(private_paths),
         command=_prefixes(command_paths),
@@ -117,5 +120,24 @@ def _parts(prefix: str) -> list[str]:
     return [f"{bare.rstrip('/')}/{part}" for part in PREFIX_PARTS]
 
 
+def _protected(paths: Iterable[str]) -> tuple[str, ...]:
+    wanted = [path for path in paths if path]
+    for path in wanted:
+        if _prefix(path) is None:
+            raise BadRequest(f"cannot protect {path!r}: it must be absolute, below the root, of ordinary characters")
+    return _prefixes(wanted)
+
+
 def _prefixes(paths: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(path.rstrip("/") + "/" for path in paths if path.strip("/")))
+    return tuple(dict.fromkeys(prefix for path in paths if (prefix := _prefix(path)) is not None))
+
+
+def _prefix(path: str) -> str | None:
+    """Return what the names of a path and of all that is below it begin with; None where no name can."""
+    if not path.startswith("/"):
+        return None
+    try:
+        name = file_resource(path, cwd="/", workspace=None).rstrip("/")
+    except InvalidResource:
+        return None
+    return f"{name}/" if name else None
