@@ -1,9 +1,11 @@
-"""Ids: UUIDv7 (RFC 9562), so that ids sort by the time they were made."""
+"""Ids: UUIDv7 (RFC 9562) for what runs, a time and a few random digits for runs; both sort by when they were made."""
 
 from __future__ import annotations
 
 import os
 import uuid
+
+from agentos.clock import to_datetime
 
 
 def new_id(wall_ns: int) -> str:
@@ -13,3 +15,8 @@ def new_id(wall_ns: int) -> str:
     value |= 0x7 << 76 | (random_bits >> 62 & 0xFFF) << 64
     value |= 0b10 << 62 | (random_bits & (2**62 - 1))
     return str(uuid.UUID(int=value))
+
+
+def new_run_id(wall_ns: int) -> str:
+    """Return a run id that fits a socket path: 20260102T030405-1a2b3c."""
+    return f"{to_datetime(wall_ns):%Y%m%dT%H%M%S}-{os.urandom(3).hex()}"

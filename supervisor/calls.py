@@ -14,6 +14,7 @@ from agentos import errors, lifecycle
 from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, BadRequest, NotPermitted, UnknownAgent
 from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
+from agentos.recorder.event import parse_entry
 from agentos.signals import describe_exit, parse_signal
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.policy_source import effective
@@ -239,9 +240,13 @@ class Calls:
     async def log(self, _: Caller, params: Params) -> str:
         """Write one event of the host program's own; returns its id."""
         kernel = self._kernel
+        entry = parse_entry(
+            params.get("event_type"), params.get("agent_id"), params.get("data"), params.get("severity")
+        )
+        agent = kernel.agents.get(entry.agent_id)
         seq = kernel.recording.append(
-            params["event_type"], dict(params.get("data") or {}), severity=params.get("severity") or "info",
-            agent_id=str(params.get("agent_id") or ""), durable=True,
+            entry.event_type, entry.data, severity=entry.severity, agent_id=entry.agent_id,
+            agent_name=agent.name if agent else "", execution_id=agent.execution_id if agent else "", durable=True,
         )  # fmt: skip
         await kernel.recording.durable(seq)
         return f"{kernel.boot['run_id']}-{seq}"

@@ -108,8 +108,12 @@ class Kernel:
 
     async def open(self) -> None:
         """Bring up recorder and control socket; the first event is on record when this returns."""
-        await self._recorder.start()
         boot = self.boot
+        try:
+            await self._recorder.open()
+        except HostError:  # nothing was started and nothing recorded: leave nothing behind
+            self._remove(boot["runtime"], boot["state"])
+            raise
         first = self.recording.append("kernel_started", {
             "run": boot["run_id"], "policy": self.policy.name, "policy_hash": self.policy.hash,
             "workspace": boot["workspace"], "attached": self.attached, "kernel_pid": os.getpid(),
@@ -136,14 +140,19 @@ class Kernel:
         with contextlib.suppress(AgentosError):
             await self.recording.durable(self.recording.last_seq)
         self.recording.close()
-        await self._recorder.stop()
-        self.loop.call_later(0.01, self._leave)  # after the answer to `shutdown` left
+        complete = await self._recorder.stop()
+        self.loop.call_later(0.01, self._leave, complete)  # after the answer to `shutdown` left
 
-    def _leave(self) -> None:
+    def _leave(self, complete: bool) -> None:
         self.control.close()
-        shutil.rmtree(self.boot["runtime"], ignore_errors=True)
-        shutil.rmtree(self.boot["tmp"], ignore_errors=True)
+        if complete or self.boot["storage"] != "memory":  # its journal lies there: the host reads the rest from it
+            self._remove(self.boot["runtime"])
+        self._remove(self.boot["tmp"])
         self.finished.set()
+
+    def _remove(self, *directories: str) -> None:
+        for directory in directories:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def end_if_idle(self) -> None:
         if not self.attached and not self.agents.living():
@@ -155,9 +164,7 @@ class Kernel:
             self._spawn_task(self.shut_down("host program gone"))
 
     def _on_died(self, frame: wire.Died) -> None:
-        if frame.pid == self._recorder.pid:
-            if not self._shutting_down:
-                self._spawn_task(self._recorder.restart(frame.status))
+        if self._recorder.on_died(frame):
             return
         agent = self.agents.by_sentry(frame.pid)
         if agent is not None:
@@ -195,7 +202,7 @@ class Kernel:
             value = await self.calls.run(caller, call.method, call.params)
             send(wire.Reply(call.id, value))
         except AgentosError as error:
-            send(_fault(call.id, error))
+            send(to_fault(call.id, error))
         except Exception as error:
             self.recording.try_append("kernel_fault", {"call": call.method, "error": repr(error)}, severity="critical")
             send(wire.Fault(call.id, "AgentosError", f"internal error in {call.method}: {error!r}", {}))
@@ -231,12 +238,6 @@ class Kernel:
             "recorder": {"storage": self.boot["storage"], "last_seq": self.recording.last_seq,
             "durable_seq": self.recording.durable_seq, "lost": self.recording.lost},
         }  # fmt: skip
-
-
-def _fault(request_id: int, error: AgentosError) -> wire.Fault:
-    fault = to_fault(request_id, error)
-    several = getattr(error, "errors", None)
-    return fault._replace(error="ExceptionGroup", fields={"errors": several}) if several is not None else fault
 
 
 def partial_rmtree(path: Path) -> Any:

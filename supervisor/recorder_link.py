@@ -1,7 +1,8 @@
 """The kernel's side of the recorder process: start it, ring it, hear what it committed, start it again.
 
 While there is none, durable actions wait (Recording.DURABLE_LIMIT_S) and are then denied; the journal holds what was
-recorded meanwhile, and the next recorder goes on where the database ends.
+recorded meanwhile, and the next recorder goes on where the database ends. One that is stopped or hung is killed: a
+recorder that is alive and silent would otherwise stay so.
 """
 
 from __future__ import annotations
@@ -9,19 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from agentos import wire
-from agentos.errors import HostError
+from agentos.errors import HostError, RecorderUnavailable
+from agentos.supervisor import linux
 from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import READ_BYTES
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.zygote_link import ZygoteLink
 
+OPEN_LIMIT_S: Final = 30.0  # a database of an earlier crash may have a long write-ahead log to take in
 STOP_LIMIT_S: Final = 10.0
+RESTART_DELAY_S: Final = 0.01
 RESTART_DELAY_S_MAX: Final = 2.0
+WATCH_EVERY_S: Final = 1.0
+STOPPED_RECORDER_S: Final = 2.0  # an agent of the same uid may SIGSTOP it
+HUNG_RECORDER_S: Final = 20.0  # not stopped, only slow: a disk may take its time
 
 
 class RecorderLink:
@@ -35,17 +43,66 @@ class RecorderLink:
         self._sock: socket.socket | None = None
         self._outbox: Outbox | None = None
         self._decoder = wire.Decoder(wire.FROM_RECORDER)
+        self._serving: asyncio.Future[None] = loop.create_future()
         self._ended = asyncio.Event()
-        self._restart_delay_s = 0.01
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._died_early: dict[int, int] | None = None  # while a fork is under way: whoever died meanwhile
+        self._pidfd = -1
+        self._restart_delay_s = RESTART_DELAY_S
+        self._stopping = False
         self.pid = 0
 
-    async def start(self) -> None:
+    async def open(self) -> None:
+        """Start the first recorder; returns once it serves. Raises HostError, with the recorder's own words."""
+        await self._start()
+        try:
+            await asyncio.wait_for(self._serving, OPEN_LIMIT_S)
+        except TimeoutError:
+            raise RecorderUnavailable(
+                f"the recorder did not open {self._params['database']} within {OPEN_LIMIT_S:g} s"
+            ) from None
+        self._spawn(self._watch())
+
+    def on_died(self, frame: wire.Died) -> bool:
+        """Take in the death of a process of ours; True when that was the recorder, which is then started again."""
+        if self._died_early is not None:
+            self._died_early[frame.pid] = frame.status
+        if frame.pid != self.pid:
+            return False
+        if self._serving.done() and not self._stopping:
+            self._spawn(self._restart(frame.status))
+        return True
+
+    async def stop(self) -> bool:
+        """Have the recorder drain the journal, checkpoint and go; False when all is not known to be in the database."""
+        self._stopping = True
+        if self._sock is not None:
+            self._sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), STOP_LIMIT_S)
+        return self._recording.durable_seq >= self._recording.last_seq
+
+    async def _start(self) -> None:
         """Fork a recorder and connect it. Raises HostError."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            self.pid = await self._zygote.fork("recorder", self._params, [theirs.fileno()])
+        self._died_early = {}
+        try:
+            with theirs:
+                self.pid = await self._zygote.fork("recorder", self._params, [theirs.fileno()])
+        except HostError:
+            ours.close()
+            raise
+        finally:
+            died, self._died_early = self._died_early, None
+        self._connect(ours)
+        if self.pid in died:  # it was gone before we knew its pid
+            self.on_died(wire.Died(self.pid, died[self.pid], 0))
+
+    def _connect(self, ours: socket.socket) -> None:
         ours.setblocking(False)
         self._sock, self._decoder = ours, wire.Decoder(wire.FROM_RECORDER)
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self.pid)
         self._ended.clear()
         self._outbox = Outbox(self._loop, ours.fileno(), lambda _: None)
         self._loop.add_reader(ours.fileno(), self._read)
@@ -53,25 +110,36 @@ class RecorderLink:
         self._recording.send = self._send
         self._recording.reconnected()
 
-    async def restart(self, status: int) -> None:
-        """The recorder died: record that (in the journal) and start another, with growing pauses while that fails."""
+    async def _restart(self, status: int) -> None:
+        """Record the death (in the journal) and start another recorder, with growing pauses while that fails."""
         self._disconnect()
-        data = {"pid": self.pid, "status": status}
+        data = {"pid": self.pid, "status": status, "reason": self._recording.why_not}
         self._recording.try_append("recorder_restarted", data, severity="error")
-        await asyncio.sleep(self._restart_delay_s)
-        self._restart_delay_s = min(self._restart_delay_s * 2, RESTART_DELAY_S_MAX)
-        try:
-            await self.start()
-        except HostError:
-            self._loop.call_later(RESTART_DELAY_S_MAX, lambda: self._loop.create_task(self.restart(status)))
+        while True:
+            await asyncio.sleep(self._restart_delay_s)
+            self._restart_delay_s = min(self._restart_delay_s * 2, RESTART_DELAY_S_MAX)
+            if self._stopping:
+                return
+            try:
+                await self._start()
+            except HostError as error:
+                self._recording.why_not = str(error)
+            else:
+                return
 
-    async def stop(self) -> None:
-        """Close the link: the recorder drains the journal, checkpoints and goes."""
-        if self._sock is None:
-            return
-        self._sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(TimeoutError):  # what it could not write is in the journal, recovered at the next open
-            await asyncio.wait_for(self._ended.wait(), STOP_LIMIT_S)
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            silent_s = self._recording.silent_s()
+            found = linux.read_stat(str(self.pid)) if silent_s > STOPPED_RECORDER_S and self._pidfd >= 0 else None
+            if found is None:
+                continue
+            stopped = found.state in "Tt"
+            if stopped or silent_s > HUNG_RECORDER_S:
+                data = {"pid": self.pid, "silent_s": round(silent_s, 1), "stopped": stopped}
+                self._recording.try_append("recorder_hung", data, severity="error")
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _send(self, frame: wire.TailTo) -> None:
         if self._outbox is not None:
@@ -81,16 +149,25 @@ class RecorderLink:
         assert self._sock is not None
         try:
             data = self._sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
         except ConnectionResetError:
             data = b""
         if not data:
             self._disconnect()
             self._ended.set()
+            if not self._serving.done():
+                why = self._recording.why_not or "the recorder process ended before it served"
+                self._serving.set_exception(RecorderUnavailable(why))
             return
         for frame in self._decoder.feed(data):
             if isinstance(frame, wire.Recorded):
-                self._restart_delay_s = 0.01
+                self._restart_delay_s = RESTART_DELAY_S
                 self._recording.acknowledged(frame.seq)
+            elif isinstance(frame, wire.Fault):
+                self._recording.why_not = frame.message
+            elif not self._serving.done():
+                self._serving.set_result(None)
 
     def _disconnect(self) -> None:
         if self._sock is not None:
@@ -98,4 +175,11 @@ class RecorderLink:
             if self._outbox is not None:
                 self._outbox.close()
             self._sock.close()
-        self._sock = self._outbox = None
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._sock, self._outbox, self._pidfd = None, None, -1
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)

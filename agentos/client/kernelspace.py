@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ import cloudpickle
 from agentos import errors
 from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
 from agentos.client.connection import CALL_LIMIT_S, Connection
-from agentos.client.launch import Started, start_kernel
+from agentos.client.launch import start_kernel
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal, parse_signal
@@ -256,7 +257,7 @@ class KernelSpace:
             await asyncio.to_thread(connection.shut_down)
             self._told.clear()
             if self._flight_recorder is not None:
-                self._flight_recorder.detach()
+                await asyncio.to_thread(self._flight_recorder.settle)
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
         connection = self._connection
@@ -268,20 +269,21 @@ class KernelSpace:
         with self._starting:
             if self._connection is None or self._connection.lost:
                 self._told.clear()
-                self._connection = Connection(self._launch())
-                if self._flight_recorder is not None:
-                    self._flight_recorder.attach(self._connection.run.state)
+                self._connection = self._launch()
             return self._connection
 
-    def _launch(self) -> Started:
-        recorder = self._flight_recorder
-        keep = recorder is None or recorder.storage != "memory"
-        database = None if recorder is None or not keep else recorder.database_path
+    def _launch(self) -> Connection:
         name, text, files = _policy_words(self._policy)
-        return start_kernel(
-            policy=name, policy_text=text, policy_files=files, workspace=self._workspace, debug=self._debug,
-            database=database, keep_record=keep,
+        start = partial(
+            start_kernel, policy=name, policy_text=text, policy_files=files, workspace=self._workspace,
+            debug=self._debug,
         )  # fmt: skip
+        if self._flight_recorder is None:
+            return Connection(start())
+        with self._flight_recorder.handing_over() as place:
+            connection = Connection(start(**place))
+            self._flight_recorder.attach(connection)
+        return connection
 
 
 def _pickle(entry: Registration) -> bytes:

@@ -10,13 +10,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from agentos import errors, runs
 from agentos.client.link import Link
+from agentos.clock import SystemClock
+from agentos.identity import new_run_id
 from agentos.supervisor.guard import pack_boot
 
 START_LIMIT_S: Final = 60.0
@@ -48,7 +49,7 @@ def start_kernel(
     keep_record: bool = True,
 ) -> Started:
     """Start a kernel and return the link to it. Raises PolicyLoadError, HostError or KernelUnavailable."""
-    run_id = _new_run_id()
+    run_id = new_run_id(SystemClock().wall_ns())
     run = runs.locate(run_id)
     if not keep_record:
         run = runs.Run(run_id, run.runtime, run.runtime / "record")
@@ -104,8 +105,3 @@ def _give_up(ours: socket.socket, guard: subprocess.Popen[bytes]) -> None:
 def _with_project(paths: list[str]) -> list[str]:
     project = str(PROJECT_DIR)
     return paths if project in paths else [*paths, project]
-
-
-def _new_run_id() -> str:
-    """Return a run id that sorts by time and fits a socket path: 20260102T030405-1a2b3c."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(3).hex()}"

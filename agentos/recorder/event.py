@@ -6,6 +6,8 @@ knows both, and costs nothing where events are made.
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from agentos.errors import BadRequest, nearest
 
 SEVERITIES: Final[tuple[str, ...]] = ("debug", "info", "warning", "error", "critical")  # least first
 DEPTH_MAX: Final = 64  # twice what the wire lets through; msgpack itself would stop at 511
+WORD_CHARS_MAX: Final = 256  # an event type or an agent id: names, not texts
+ENTRY_VALUES_MAX: Final = 100_000  # in the data of one logged event; what refers to itself has no end
+ENTRY_DEPTH_MAX: Final = 24  # with what is around it, it fits the wire
+ENTRY_BYTES_MAX: Final = 512 * 1024  # as JSON; half of what the journal takes
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1  # what msgpack holds
 
 
@@ -82,6 +88,54 @@ class AuditEvent:
             "execution_id": self.execution_id,
             "data": dict(self.data),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a program asks to have logged, checked and made plain. Made by `parse_entry`."""
+
+    event_type: str
+    agent_id: str
+    data: dict[str, Any]
+    severity: str
+
+
+def parse_entry(event_type: Any, agent_id: Any, data: Any, severity: Any) -> Entry:
+    """Check what shall be logged. Raises BadRequest naming the argument and what it takes.
+
+    `data` is copied as `printable` says; deeper than ENTRY_DEPTH_MAX it becomes "[nested too deeply]".
+    """
+    for name, word in (("event_type", event_type), ("agent_id", agent_id), ("severity", severity)):
+        if not isinstance(word, str):
+            raise BadRequest(f"log: {name} must be a str, not {type(word).__name__}")
+        if len(word) > WORD_CHARS_MAX:
+            raise BadRequest(f"log: {name} has {len(word)} characters, the limit is {WORD_CHARS_MAX}; use data")
+    if not event_type:
+        raise BadRequest("log: event_type is empty; pass a name such as 'action_blocked'")
+    if not isinstance(data, Mapping):
+        raise BadRequest(f"log: data must be a dict, not {type(data).__name__}")
+    severity_rank(severity)
+    _check_count(data)
+    plain: dict[str, Any] = printable(data, DEPTH_MAX - ENTRY_DEPTH_MAX)
+    size = len(json.dumps(plain))
+    if size > ENTRY_BYTES_MAX:
+        raise BadRequest(f"log: data has {size} bytes, the limit is {ENTRY_BYTES_MAX}; log where it is kept instead")
+    return Entry(text(event_type), text(agent_id), plain, severity)
+
+
+def _check_count(data: Any) -> None:
+    """Raise BadRequest for more than ENTRY_VALUES_MAX values. Before anything is copied: a cycle has 2**64 copies."""
+    left = [data]
+    for count in itertools.count():
+        if not left:
+            return
+        if count > ENTRY_VALUES_MAX:
+            raise BadRequest(f"log: data holds more than {ENTRY_VALUES_MAX} values, or refers to itself")
+        node = left.pop()
+        if isinstance(node, Mapping):
+            left.extend(node.values())
+        elif isinstance(node, list | tuple | set | frozenset):
+            left.extend(node)
 
 
 def printable(value: Any, depth: int = 0) -> Any:

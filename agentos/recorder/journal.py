@@ -8,8 +8,10 @@ length from a record that is still being written: without it one flipped bit wou
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ _CHUNK_BYTES: Final = 2 * RECORD_BYTES_MAX  # always holds one whole record
 _HEADER: Final = struct.Struct(">III")
 _HEADER_BYTES: Final = _HEADER.size
 _ALL_ONES: Final = 0xFFFFFFFF
+_SEGMENT_NAME: Final = re.compile(rf"([0-9]{{20}}){re.escape(SUFFIX)}\Z")
 _OPEN_WRITE: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _OPEN_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -66,6 +69,7 @@ class JournalWriter:
         self._descriptor = -1
         self._offset = 0
         self._torn = False
+        self.appended_bytes = 0  # in all segments, heads not counted
         self._roll()
 
     def append(
@@ -107,6 +111,7 @@ class JournalWriter:
             self._take_back()
             raise RecorderUnavailable(f"the disk took {written} of {len(record)} bytes of an event: no space")
         self._offset += written
+        self.appended_bytes += written
         self._next_seq = seq + 1
         return seq
 
@@ -145,7 +150,8 @@ class JournalWriter:
                 raise OSError(f"{path}: no space for its head")
         except OSError as error:
             os.close(descriptor)
-            path.unlink()
+            with contextlib.suppress(OSError):  # the newest segment may lack a head: it is an empty one
+                path.unlink()
             raise RecorderUnavailable(f"a journal segment cannot be begun: {error}") from error
         self.close()
         self._descriptor = descriptor
@@ -166,21 +172,24 @@ class JournalReader:
         self._offset = 0
         self._in_segment = 0  # the seq of the last record passed, delivered or skipped
         self.seq = after_seq  # the last event delivered
-        self.run_id = ""  # known after the first read that found a segment
+        self.run_id = ""  # known once a head was read
 
     def read(self, limit: int = READ_LIMIT) -> list[AuditEvent]:
         """Return up to `limit` further whole events; [] when there are none (yet).
 
         A record still being written, or cut short by a crash, ends the newest segment and is not returned. Raises
-        JournalDamaged for anything else that is no event (at the next call, when events came before it), and
-        JournalPruned when the next event's segment is gone.
+        JournalDamaged for anything else that is no event, JournalPruned when the next event's segment is gone, and
+        RecorderUnavailable when Linux refuses to read; at the next call, when events came before that.
         """
         events: list[AuditEvent] = []
         try:
             self._read_into(events, limit)
-        except JournalDamaged:
+        except (JournalDamaged, JournalPruned):
             if not events:
                 raise
+        except OSError as error:
+            if not events:
+                raise RecorderUnavailable(f"the journal cannot be read: {error}") from error
         return events
 
     def _read_into(self, events: list[AuditEvent], limit: int) -> None:
@@ -197,6 +206,15 @@ class JournalReader:
             self.close()
             if not self._open(later, starts):
                 break
+
+    def read_head(self) -> str:
+        """Return the run, from the head of the segment that holds the next event; "" when there is none yet."""
+        starts = segments(self._directory)
+        try:
+            self._open(self._first_start(starts), starts)
+        except OSError as error:
+            raise RecorderUnavailable(f"the journal cannot be read: {error}") from error
+        return self.run_id
 
     def close(self) -> None:
         """Close the segment; the next read opens it again. Idempotent."""
@@ -277,13 +295,7 @@ class JournalReader:
             fields = _unpacked(body, 10, self._path, self._offset)
             if fields[0] != seq:
                 raise JournalDamaged(self._path, self._offset, f"event {fields[0]!r} where {seq} should be")
-            _, ts_ns, mono_ns, event_type, severity, agent_id, name, execution_id, data, durable = fields
-            events.append(
-                AuditEvent(
-                    self.run_id, seq, ts_ns, mono_ns, event_type, severity, agent_id, name, execution_id,
-                    printable(data), durable,
-                )
-            )  # fmt: skip
+            events.append(_event(self.run_id, fields))
             self.seq = seq
         self._in_segment = seq
 
@@ -298,12 +310,25 @@ def _whole_body(data: bytes, at: int) -> bytes | None:
     return body if sound else None
 
 
-def _unpacked(body: bytes, fields: int, path: Path, offset: int) -> list[Any]:
+def _event(run_id: str, fields: tuple[Any, ...]) -> AuditEvent:
+    """Return the event; what a storage has no column for is made to fit, so that no event can stop those after it."""
+    seq, ts_ns, mono_ns, event_type, severity, agent_id, name, execution_id, data, durable = fields
+    if not (type(event_type) is type(severity) is type(agent_id) is type(name) is type(execution_id) is str):
+        words = (event_type, severity, agent_id, name, execution_id)
+        event_type, severity, agent_id, name, execution_id = (str(printable(word)) for word in words)
+    plain = printable(data) if type(data) is dict else {"value": printable(data)}
+    return AuditEvent(
+        run_id, seq, ts_ns, mono_ns, event_type, severity, agent_id, name, execution_id, plain, bool(durable)
+    )
+
+
+def _unpacked(body: bytes, fields: int, path: Path, offset: int) -> tuple[Any, ...]:
+    """Return the array in `body`. As tuples, because a key of a map may be one, and a list cannot be a key."""
     try:
-        found = msgpack.unpackb(body, raw=False, strict_map_key=False)
+        found = msgpack.unpackb(body, raw=False, strict_map_key=False, use_list=False)
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise JournalDamaged(path, offset, f"a record does not unpack: {error}") from error
-    if type(found) is not list or len(found) != fields:
+    if type(found) is not tuple or len(found) != fields:
         raise JournalDamaged(path, offset, f"a record has not {fields} fields")
     return found
 
@@ -314,23 +339,24 @@ def segment_path(directory: Path, first_seq: int) -> Path:
 
 
 def segments(directory: Path) -> list[int]:
-    """Return the first seq of every segment, oldest first; [] when there is no journal."""
+    """Return the first seq of every segment, oldest first; [] when there is no journal. Other files are passed over."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(name.removesuffix(SUFFIX)) for name in names if name.endswith(SUFFIX))
+    return sorted(int(hit[1]) for hit in map(_SEGMENT_NAME.match, names) if hit)
 
 
 def journal_run_id(directory: Path) -> str:
-    """Return the run that wrote this journal; "" when there is none yet. Raises JournalDamaged."""
+    """Return the run that wrote this journal; "" when there is none yet.
+
+    Raises JournalDamaged for a head that is none, JournalPruned when it went while we looked, RecorderUnavailable.
+    """
     starts = segments(directory)
     if not starts:
         return ""
-    reader = JournalReader(directory, starts[0] - 1)
-    reader.read(1)
-    reader.close()
-    return reader.run_id
+    with contextlib.closing(JournalReader(directory, starts[0] - 1)) as reader:
+        return reader.read_head()
 
 
 def remove_through(directory: Path, seq: int) -> int:

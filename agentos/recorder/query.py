@@ -6,13 +6,15 @@ datetimes are local time. Filters inside `data` are not among the fields.
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from agentos.errors import BadRequest
-from agentos.recorder.event import AuditEvent, severity_rank
+from agentos.recorder.event import AuditEvent, severity_rank, text
 
 LIMIT_DEFAULT: Final = 1_000  # what a person reads and a program holds without thinking about it
 NAMED_FIELDS: Final = (
@@ -21,6 +23,7 @@ NAMED_FIELDS: Final = (
 )  # fmt: skip
 RUN_SHIFT: Final = 40  # the key of a row is run number << 40 | seq: a trillion events in each of eight million runs
 
+_NS_MIN, _NS_MAX = -(2**63), 2**63 - 1  # what a column holds: the years 1677 to 2262; datetime goes on to 9999
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -83,16 +86,30 @@ def parse_query(
         if word is not None and not isinstance(word, str):
             raise BadRequest(f"{name} must be a str, not {type(word).__name__}")
     return Query(
-        event_type=event_type,
-        agent_id=agent_id,
+        event_type=_word(event_type),
+        agent_id=_word(agent_id),
         severities=_severities(severity),
         start_ns=_to_ns("start_time", start_time),
         end_ns=_to_ns("end_time", end_time),
-        execution_id=execution_id,
+        execution_id=_word(execution_id),
         after_seq=_count("after_seq", after_seq),
         limit=None if limit is None else _count("limit", limit),
         newest_first=bool(newest_first),
     )
+
+
+def merge(events: Iterable[AuditEvent], query: Query) -> list[AuditEvent]:
+    """Return what several sources found for `query` as one answer: each event once, within a run in its order.
+
+    Runs are interleaved by time. Each source must have been asked `query` itself, so that its limit holds for all.
+    """
+    runs: defaultdict[str, dict[int, AuditEvent]] = defaultdict(dict)
+    for event in events:
+        runs[event.run_id][event.seq] = event
+    newest_first = query.newest_first
+    in_order = ([run[seq] for seq in sorted(run, reverse=newest_first)] for run in runs.values())
+    merged = list(heapq.merge(*in_order, key=lambda event: event.ts_ns, reverse=newest_first))
+    return merged if query.limit is None else merged[: query.limit]
 
 
 def to_sql(query: Query, run: int | None = None) -> tuple[str, list[Any]]:
@@ -118,23 +135,31 @@ def to_sql(query: Query, run: int | None = None) -> tuple[str, list[Any]]:
     return f"WHERE {where} ORDER BY id {order} LIMIT ?", [*values, -1 if query.limit is None else query.limit]
 
 
+def _word(given: str | None) -> str | None:
+    """Return the word as it is stored."""
+    return None if given is None else text(given)
+
+
 def _severities(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if given is None:
         return None
+    if not isinstance(given, Iterable):
+        raise BadRequest(f"severity must be a str or several, not {type(given).__name__}")
     words = [given] if isinstance(given, str) else list(given)
-    return tuple(sorted(set(words), key=severity_rank))
+    return tuple(sorted(words, key=severity_rank))
 
 
 def _to_ns(name: str, moment: datetime | None) -> int | None:
-    """Return nanoseconds since the epoch, exactly; a naive datetime is local time."""
+    """Return nanoseconds since the epoch, exactly, or the nearest that a column holds; a naive datetime is local."""
     if moment is None:
         return None
     if not isinstance(moment, datetime):
         raise BadRequest(f"{name} must be a datetime, not {type(moment).__name__}")
     try:
-        return (moment.astimezone(UTC) - _EPOCH) // _MICROSECOND * 1000
+        exact = (moment.astimezone(UTC) - _EPOCH) // _MICROSECOND * 1000
     except (OverflowError, ValueError) as error:
         raise BadRequest(f"{name}: {moment} is out of range") from error
+    return min(max(exact, _NS_MIN), _NS_MAX)
 
 
 def _count(name: str, value: int) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 from agentos.errors import RecorderUnavailable
 from agentos.recorder.event import AuditEvent
-from agentos.recorder.journal import READ_LIMIT, JournalPruned, JournalReader, journal_run_id
+from agentos.recorder.journal import READ_LIMIT, JournalDamaged, JournalPruned, JournalReader, journal_run_id
 from agentos.recorder.query import Query
 from agentos.recorder.recover import JOURNAL, database_of
 from agentos.recorder.storage.sqlite import SqliteStorage
@@ -38,25 +38,26 @@ class RunReader:
     def read(self, after_seq: int = 0, limit: int = READ_LIMIT) -> list[AuditEvent]:
         """Return up to `limit` events after `after_seq`, oldest first; [] when there are none yet.
 
-        To follow a run, call again with the last seq. Raises JournalDamaged or RecorderUnavailable.
+        To follow a run, call again with the last seq. Raises RecorderUnavailable, and JournalDamaged once nothing
+        sound is left to return.
         """
-        return self.select(Query(after_seq=after_seq, limit=limit, newest_first=False))
+        found, damage = self._select(Query(after_seq=after_seq, limit=limit, newest_first=False))
+        if damage is not None and not found:
+            raise damage
+        return found
 
     def events(self, after_seq: int = 0) -> Iterator[AuditEvent]:
-        """Yield every event after `after_seq` that is there now, oldest first, in bounded memory."""
+        """Yield every event after `after_seq` that is there now, oldest first, in bounded memory. Raises as `read`."""
         while batch := self.read(after_seq):
             yield from batch
             after_seq = batch[-1].seq
 
     def select(self, query: Query) -> list[AuditEvent]:
-        """Return what `query` asks for. Raises JournalDamaged or RecorderUnavailable."""
-        for attempt in range(ATTEMPTS_MAX):
-            try:
-                return self._select(query)
-            except JournalPruned:
-                if attempt == ATTEMPTS_MAX - 1:
-                    raise
-        raise AssertionError("the loop above returns or raises")
+        """Return what `query` asks for. Raises RecorderUnavailable; JournalDamaged when something may be missing."""
+        found, damage = self._select(query)
+        if damage is not None:
+            raise damage
+        return found
 
     def close(self) -> None:
         """Close the database; the next call opens it again. Idempotent."""
@@ -64,36 +65,53 @@ class RunReader:
             self._database.close()
         self._database = None
 
-    def _select(self, query: Query) -> list[AuditEvent]:
+    def _select(self, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                return self._select_once(query)
+            except JournalPruned:
+                if attempt == ATTEMPTS_MAX - 1:
+                    raise
+        raise AssertionError("the loop above returns or raises")
+
+    def _select_once(self, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
+        """Return what is found and, when the journal could not be read to its end, why."""
         database, run_id = self._open_database(), self.run_id
         last = database.last_seq(run_id) if database else 0
-        if not query.newest_first and database:
+        if database and query.limit is not None and not query.newest_first:
             found = database.select(query, run_id)
-            if query.limit is not None and len(found) >= query.limit:
-                return found  # the journal is behind what was asked for
-        tail = self._tail(max(last, query.after_seq), query)
+            if len(found) >= query.limit:
+                return found, None  # the journal is behind what was asked for
+        tail, damage = self._tail(max(last, query.after_seq), query)
         found = database.select(query, run_id) if database else []
         merged = {event.seq: event for event in (*found, *tail)}  # what was committed meanwhile is in both
-        return replace(query, after_seq=0).select(merged[seq] for seq in sorted(merged))
+        return replace(query, after_seq=0).select(merged[seq] for seq in sorted(merged)), damage
 
-    def _tail(self, after_seq: int, query: Query) -> list[AuditEvent]:
+    def _tail(self, after_seq: int, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
         """Return the matching events that only the journal holds; no more than `query.limit` of them."""
         found: list[AuditEvent] = []
         oldest_first = replace(query, newest_first=False, limit=None)
         with contextlib.closing(JournalReader(self.run_dir / JOURNAL, after_seq)) as reader:
-            while events := reader.read():
-                found += oldest_first.select(events)
-                if query.limit is not None and query.newest_first:
-                    found = found[max(0, len(found) - query.limit) :]
-                elif query.limit is not None and len(found) >= query.limit:
-                    return found[: query.limit]
-        return found
+            try:
+                while events := reader.read():
+                    found += oldest_first.select(events)
+                    if query.limit is not None and query.newest_first:
+                        found = found[max(0, len(found) - query.limit) :]
+                    elif query.limit is not None and len(found) >= query.limit:
+                        return found[: query.limit], None
+            except JournalDamaged as damage:
+                return found, damage
+        return found, None
 
     def _open_database(self) -> SqliteStorage | None:
         path = database_of(self.run_dir)
         if self._database is None and path.exists():
-            with contextlib.suppress(RecorderUnavailable if path.stat().st_size == 0 else ()):
+            empty = path.stat().st_size == 0
+            try:
                 self._database = SqliteStorage(path, read_only=True)
+            except RecorderUnavailable:
+                if not empty:  # its writer had not come to write anything yet
+                    raise
         return self._database
 
 

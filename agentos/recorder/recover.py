@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from agentos.errors import RecorderUnavailable
 from agentos.recorder.journal import READ_LIMIT, JournalReader, journal_run_id, remove_through
 from agentos.recorder.storage.sqlite import SqliteStorage
 
@@ -41,8 +42,11 @@ def database_of(run_dir: Path) -> Path:
 
 
 def link_database(run_dir: Path, database: Path) -> None:
-    """Leave a link in `run_dir` when its record is written elsewhere, so that it can be found after a crash."""
+    """Leave a link in `run_dir` when its record is written elsewhere. Raises RecorderUnavailable."""
     link = Path(run_dir) / DATABASE
-    if database.absolute() != link.absolute() and not link.is_symlink():
-        with contextlib.suppress(FileExistsError):
-            link.symlink_to(database.absolute())
+    if database.absolute() == link.absolute() or link.is_symlink():
+        return
+    try:
+        link.symlink_to(database.absolute())
+    except OSError as error:
+        raise RecorderUnavailable(f"{link} cannot be made a link to {database}: {error.strerror}") from error

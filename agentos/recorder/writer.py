@@ -18,7 +18,8 @@ from typing import Final
 
 from agentos import wire
 from agentos.clock import Clock, SystemClock
-from agentos.errors import ProtocolError, RecorderUnavailable
+from agentos.errors import AgentosError, ProtocolError, RecorderUnavailable
+from agentos.faults import to_fault
 from agentos.recorder.journal import READ_LIMIT, JournalReader, journal_run_id, remove_through
 from agentos.recorder.recover import link_database
 from agentos.recorder.storage.sqlite import SqliteStorage
@@ -32,15 +33,21 @@ _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP,
 def main(sock_fd: int, journal_dir: str, db_path: str) -> None:
     """Run as the recorder process until the kernel closes its end; then the journal is in the database.
 
-    Raises RecorderUnavailable, JournalDamaged, RecordConflict or ProtocolError when it must not go on; whoever forked
-    it then ends the process with 70, and may start another.
+    Tells the kernel and raises RecorderUnavailable, JournalDamaged, RecordConflict or ProtocolError when it must not
+    go on; whoever forked it then ends the process with 70, and may start another.
     """
     for number in _IGNORED:  # the kernel's end is what ends us
         signal.signal(number, signal.SIG_IGN)
-    link_database(Path(journal_dir).parent, Path(db_path))
-    with socket.socket(fileno=sock_fd) as sock, contextlib.closing(SqliteStorage(Path(db_path))) as storage:
+    with socket.socket(fileno=sock_fd) as sock:
         sock.setblocking(True)
-        Recorder(sock, Path(journal_dir), storage, SystemClock()).run()
+        try:
+            with contextlib.closing(SqliteStorage(Path(db_path))) as storage:
+                link_database(Path(journal_dir).parent, Path(db_path))
+                Recorder(sock, Path(journal_dir), storage, SystemClock()).run()
+        except AgentosError as error:
+            with contextlib.suppress(OSError):
+                sock.sendall(wire.encode(to_fault(0, error)))
+            raise
 
 
 class Recorder:

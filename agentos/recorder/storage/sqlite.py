@@ -137,6 +137,7 @@ class SqliteStorage:
         if self._read_only:
             _all(connection, "PRAGMA wal_autocheckpoint = 0")
             return
+        _make_private(self.path)
         ((mode,),) = _all(connection, "PRAGMA journal_mode = WAL")
         if mode != "wal":
             raise RecorderUnavailable(f"{self.path}: this file system cannot hold a write-ahead log (mode {mode})")
@@ -218,11 +219,39 @@ def _check_apsw() -> None:
 
 def _create_private(path: Path) -> None:
     """Make the file ourselves: SQLite would use the umask, and gives WAL and shared memory the mode of the file."""
+    new = not path.exists()
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         os.close(os.open(path, flags, 0o600))
     except OSError as error:
         raise RecorderUnavailable(f"{path} cannot be opened: {error.strerror}") from error
+    if new:
+        _sync_directories(path)
+
+
+def _make_private(path: Path) -> None:
+    """Close a record to others that was made under somebody's umask. Only once it is known to be a record."""
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError as error:
+        raise RecorderUnavailable(f"{path} cannot be closed to others: {error.strerror}") from error
+
+
+def _sync_directories(path: Path) -> None:
+    """Make the names that lead to a new file as durable as what it will hold (fsync(2)), as far up as they are ours.
+
+    What a file system cannot sync is left alone, as SQLite does with the directory of its own files.
+    """
+    for directory in path.parents:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    return
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _take_lock(path: Path) -> int:
