@@ -137,8 +137,10 @@ class Broker:
         record: decide.Record,
         durable: bool,
     ) -> None:
-        """Answer, now that the record is as durable as it must be; without that, deny."""
+        """Answer, now that the record is as durable as it must be; without that, deny, and say so behind it."""
         if not durable:
+            data = {"action_id": act.id, "reason": decide.RECORDER_UNAVAILABLE, "first_seq": seq}
+            self.note(agent, "action_refused", data, severity="warning")
             self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
             return
         for command in commands:
