@@ -37,7 +37,8 @@ def main(socket_fd: int) -> NoReturn:
 
         program.main(socket_fd, boot, lifeline_read)
     linux.set_dumpable(False)
-    linux.close_all_but({2, lifeline_write})  # above all the host's socket: its EOF must reach the kernel
+    linux.set_name("agentos-guard")
+    linux.close_all_but({0, 1, 2, lifeline_write})  # above all the host's socket: its EOF must reach the kernel
     _, status = os.waitpid(zygote, 0)
     tree.kill(os.getpid(), limit_s=KILL_LIMIT_S)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)

@@ -13,9 +13,12 @@ from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _NR_CLOSE_RANGE: Final = 436  # the same number on every architecture (Linux 5.9)
 _CLOSE_RANGE_MAX: Final = 0xFFFFFFFF
+
+ZYGOTE_NAME: Final = "agentos-zygote"  # in /proc/PID/comm: nobody but a process itself can change that
 
 _libc = ctypes.CDLL(None, use_errno=True)
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -35,6 +38,12 @@ def set_subreaper() -> None:
 def set_dumpable(dumpable: bool) -> None:
     """0 hides memory and descriptors from processes of the same uid (ptrace(2), access mode checking)."""
     _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def set_name(name: str) -> None:
+    """Be called `name` in ps(1) and in /proc/PID/comm; Linux keeps 15 bytes of it."""
+    text = ctypes.create_string_buffer(name.encode("utf-8", "replace"))
+    _libc.prctl(_PR_SET_NAME, text, 0, 0, 0)
 
 
 def die_with(parent: int) -> None:
@@ -66,21 +75,44 @@ class ProcStat:
     """The fields of /proc/PID/stat that we act on (proc_pid_stat(5))."""
 
     pid: int
+    name: str
     state: str
     ppid: int
     start_ticks: int
 
 
 def read_stat(path: str) -> ProcStat | None:
-    """Return the stat of /proc/`path`, None when the process or task is gone."""
+    """Return the stat of /proc/`path`, None when the process or task is gone.
+
+    A process whose first thread has ended lives on while others run: Linux shows it as a zombie, we show their state.
+    """
     try:
         with open(f"/proc/{path}/stat", "rb") as file:
             text = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     head, _, rest = text.rpartition(b")")  # the name in parentheses may hold anything, parentheses too
+    pid, _, name = head.partition(b" (")
     fields = rest.split()
-    return ProcStat(int(head.split(b" ", 1)[0]), fields[0].decode(), int(fields[1]), int(fields[19]))
+    state = fields[0].decode()
+    if state in "ZX" and int(fields[17]) > 1 and "/" not in path:
+        state = _state_of_threads(path) or state
+    return ProcStat(int(pid), name.decode("utf-8", "replace"), state, int(fields[1]), int(fields[19]))
+
+
+def _state_of_threads(pid: str) -> str:
+    """Return the state of a thread that has not ended, one that is not stopped if there is any; "" without one."""
+    found = [thread.state for task in tasks_of(pid) if (thread := read_stat(f"{pid}/task/{task}")) is not None]
+    living = [state for state in found if state not in "ZX"]
+    return next((state for state in living if state not in "Tt"), living[0] if living else "")
+
+
+def tasks_of(pid: int | str) -> list[str]:
+    """Return the thread ids of a process; [] when it is gone."""
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def children_of(pid: int) -> list[int]:
@@ -89,10 +121,10 @@ def children_of(pid: int) -> list[int]:
     The list is only certain while the tasks are stopped (proc_pid_task_children(5)): callers loop to a fix-point.
     """
     found: list[int] = []
-    try:
-        for task in os.listdir(f"/proc/{pid}/task"):
+    for task in tasks_of(pid):
+        try:
             with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
                 found.extend(map(int, file.read().split()))
-    except (FileNotFoundError, ProcessLookupError):
-        pass
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # this thread ended while we looked; its children are another thread's now
     return found

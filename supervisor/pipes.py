@@ -12,7 +12,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from agentos import wire

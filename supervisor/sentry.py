@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 from typing import Any, Final, NoReturn
 
@@ -22,7 +21,6 @@ from agentos.supervisor.spawn import Stdio, fork_agent
 STOP_LIMIT_S: Final = 5.0  # a runaway fork bomb without a pids limit may take longer; the answer then says so
 KILL_LIMIT_S: Final = 60.0
 DOORBELL_S: Final = 0.02  # followers of the log are told at most fifty times a second
-_OUTPUT_READS_AT_END: Final = 1024  # what a pipe can hold, many times over: the drain is bounded
 
 
 def main(params: dict[str, Any], descriptors: list[int]) -> NoReturn:
@@ -31,7 +29,6 @@ def main(params: dict[str, Any], descriptors: list[int]) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     linux.set_subreaper()
     Sentry(params, descriptors).run()
-    os._exit(0)
 
 
 class Sentry:
@@ -40,7 +37,7 @@ class Sentry:
         self._decoder = wire.Decoder(wire.TO_SENTRY)
         self._log = LogWriter(params["logs"], params["id"])
         self._log_told = self._log_bell_at = 0.0
-        self._exit_told = False
+        self._exit_told = self._kernel_gone = False
         self._wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -50,9 +47,14 @@ class Sentry:
     # --- start -----------------------------------------------------------------------------------------------------
 
     def _start(self, params: dict[str, Any], stdin: int, channel: tuple[int, ...]) -> None:
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        self.leader, self._status = fork_agent(params, Stdio(stdin, out_write, err_write), channel)
+        try:
+            out_read, out_write = os.pipe2(os.O_CLOEXEC)
+            err_read, err_write = os.pipe2(os.O_CLOEXEC)
+            self.leader, self._status = fork_agent(params, Stdio(stdin, out_write, err_write), channel)
+        except OSError as error:  # a limit on descriptors or processes: nothing was started, and it is said
+            self._tell(wire.SpawnFailed(error.errno or 1, "fork"))
+            self._tell(wire.TreeGone(0))
+            os._exit(0)
         for descriptor in (stdin, out_write, err_write, *channel):
             os.close(descriptor)
         found = linux.read_stat(str(self.leader))
@@ -68,6 +70,7 @@ class Sentry:
         self._poller.unregister(self._status)
         text = os.read(self._status, 4096).decode(errors="replace")
         os.close(self._status)
+        self._status = -1
         if text:
             code, _, what = text.partition(" ")
             self._tell(wire.SpawnFailed(int(code), what))
@@ -76,7 +79,7 @@ class Sentry:
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
         while True:
             for descriptor, _ in self._poller.poll(self._poll_ms()):
                 if descriptor == self._from_kernel:
@@ -85,7 +88,7 @@ class Sentry:
                     self._read_status()
                 elif descriptor in self._outputs:
                     self._copy_output(descriptor)
-                else:
+                elif descriptor == self._wakeup:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wakeup, 4096)
                     self._look_at_children()
@@ -132,6 +135,8 @@ class Sentry:
 
     def _tell_exit(self, seen: os.waitid_result) -> None:
         self._exit_told = True
+        if self._status >= 0:  # it died before we read how it began: that comes first
+            self._read_status()
         self._drain_outputs()
         code = seen.si_status if seen.si_code == os.CLD_EXITED else None
         number = None if code is not None else seen.si_status
@@ -153,7 +158,8 @@ class Sentry:
         number = signal.Signals(frame.signal)
         if frame.scope == "leader":
             ok = self._signal_leader(number)
-            self._tell(wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else "already ended"))
+            self._tell_state("signal(leader)")
+            self._tell(wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else self._why_not()))
             return
         result = self._signal_tree(number)
         detail = f"not confirmed for {', '.join(map(str, result.remaining))}" if result.remaining else ""
@@ -177,7 +183,22 @@ class Sentry:
         if found is None or found.state in "ZX":
             return False
         os.kill(self.leader, number)
+        if number == signal.SIGSTOP:
+            return self._wait_until_stopped()
         return number != signal.SIGKILL or self._kill_tree().ok
+
+    def _why_not(self) -> str:
+        found = linux.read_stat(str(self.leader))
+        return "already ended" if found is None or found.state in "ZX" else f"not confirmed for {self.leader}"
+
+    def _wait_until_stopped(self) -> bool:
+        deadline = time.monotonic() + STOP_LIMIT_S
+        while time.monotonic() < deadline:
+            if not tree.runs(tree.Member(self.leader, os.getpid(), "")):
+                return True
+            self._beat()
+            time.sleep(tree.PASS_PAUSE_S)
+        return False
 
     def _kill_tree(self) -> tree.TreeResult:
         """Stop first, then kill: what is stopped cannot fork away from the list."""
@@ -185,8 +206,11 @@ class Sentry:
         return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat)
 
     def _beat(self) -> None:
-        """A long tree operation must not look like a hung sentry."""
-        self._tell(wire.Pong(0))
+        """A long tree operation must not look like a hung sentry; and a hung kernel must not hold it up."""
+        writable = select.poll()
+        writable.register(self._to_kernel, select.POLLOUT)
+        if writable.poll(0) == [(self._to_kernel, select.POLLOUT)]:
+            self._tell(wire.Pong(0))
 
     # --- output ----------------------------------------------------------------------------------------------------
 
@@ -205,10 +229,11 @@ class Sentry:
         return True
 
     def _drain_outputs(self) -> None:
+        """Copy what lies in the pipes now, and no more: a descendant may write on for ever."""
         for descriptor in list(self._outputs):
-            for _ in range(_OUTPUT_READS_AT_END):
-                if not self._copy_output(descriptor):
-                    break
+            left = pipes.bytes_inside(descriptor)
+            while left > 0 and self._copy_output(descriptor):
+                left -= RECORD_BYTES_MAX
 
     def _ring_log_bell(self, *, now: bool = False) -> None:
         if self._log_told == self._log.offset or (not now and time.monotonic() < self._log_bell_at):
@@ -220,8 +245,14 @@ class Sentry:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def _end(self, *, told: bool) -> NoReturn:
-        """End the tree. `told`: the kernel has the exit on record and waits for TreeGone; else it is gone itself."""
+        """End the tree. `told`: the kernel has the exit on record and waits for TreeGone; else it is gone itself.
+
+        What does not die (a task in uninterruptible sleep) is not said to be gone: we stay, and try on.
+        """
+        self._kernel_gone = not told
         leftover = self._kill_tree()
+        while told and not leftover.ok:
+            leftover = self._kill_tree()
         self._drain_outputs()
         self._ring_log_bell(now=True)
         with contextlib.suppress(ChildProcessError):
@@ -232,9 +263,10 @@ class Sentry:
         os._exit(0 if leftover.ok else 1)
 
     def _tell(self, frame: Any) -> None:
+        """Say it, waiting for a kernel that does not read: while it is hung nothing is freed. End when it is gone."""
+        if self._kernel_gone:
+            return
         try:
             pipes.write_all(self._to_kernel, wire.encode(frame))
         except BrokenPipeError:
-            self._kill_tree()
-            sys.stderr.flush()
-            os._exit(0)
+            self._end(told=False)

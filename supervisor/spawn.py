@@ -6,6 +6,7 @@ over a close-on-exec pipe as `errno what`, so that "started" means that exec suc
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -40,6 +41,8 @@ def fork_agent(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...]) -
         _become(params, stdio, channel, status_write)
     except OSError as error:
         os.write(status_write, f"{error.errno} {error.filename or error.strerror}".encode(errors="replace"))
+    except ValueError as error:  # a NUL inside a word: exec(3) cannot say that
+        os.write(status_write, f"{errno.EINVAL} {error}".encode(errors="replace"))
     finally:
         os._exit(127)
 
@@ -59,6 +62,7 @@ def _become(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...], stat
         os.kill(os.getpid(), signal.SIGSTOP)
     if params["argv"]:
         os.execve(params["program"], params["argv"], params["env"])
+    linux.set_name(params["name"])
     os.environ.clear()
     os.environ.update(params["env"])
     os.close(status_write)

@@ -155,7 +155,7 @@ class Starting:
             params = {
                 "id": agent.id, "argv": request.argv, "program": program, "env": env, "cwd": request.cwd,
                 "logs": self._boot["logs"], "nofile": self._boot["nofile"], "umask": self._boot["umask"],
-                "start_paused": request.start_paused,
+                "start_paused": request.start_paused, "name": request.name,
             }  # fmt: skip
             theirs = pipes.theirs
             descriptors = [*theirs[:2], null if stdin is None else stdin, *theirs[2:]]

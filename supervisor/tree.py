@@ -3,6 +3,10 @@
 The caller is a subreaper, so its descendants are exactly the tree. Signals go by pidfd after the parentage was read
 again, so a reused pid is never hit. Lists are taken to a fix-point because a running process forks while we look:
 stop is root first (a stopped parent cannot fork), continue is leaves first (proc(5), notes in docs/limits.md).
+
+A process that forks and exits at once hops from list to list and may be in none. It leaves its dead behind it: a pass
+counts only when the pass before saw the same processes, the living and the dead alike. For that the caller must not
+reap while an operation runs.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from agentos.supervisor import linux
 
 PASS_PAUSE_S: Final = 0.0005  # Linux needs a moment to stop or end what was signalled; doubled up to the next line
 PASS_PAUSE_S_MAX: Final = 0.01
-_CLEAN_PASSES: Final = 2  # one clean pass can miss a child born between two reads of a running parent
 _STOPPED: Final = frozenset("Tt")
 _GONE: Final = frozenset("ZX")
 
@@ -58,7 +61,7 @@ def members(root: int, *, but: frozenset[int] = frozenset()) -> Iterator[Member]
 
 def stop(root: int, *, limit_s: float, beat: Callable[[], None] = lambda: None) -> TreeResult:
     """SIGSTOP every descendant of `root` until none can run; confirmed task by task from /proc."""
-    return _until_clean(root, _still_runs, signal.SIGSTOP, limit_s, beat)
+    return _until_clean(root, runs, signal.SIGSTOP, limit_s, beat)
 
 
 def kill(
@@ -77,7 +80,7 @@ def resume(root: int) -> TreeResult:
 
 
 def send(member: Member, number: int) -> bool:
-    """Signal one member by pidfd; False when it is gone or the pid now belongs to somebody else."""
+    """Signal one member by pidfd; False when it is gone, not ours to signal, or its pid is another process."""
     try:
         descriptor = os.pidfd_open(member.pid)
     except ProcessLookupError:
@@ -87,7 +90,7 @@ def send(member: Member, number: int) -> bool:
         if again is None or again.ppid not in (member.parent, os.getpid()):
             return False
         signal.pidfd_send_signal(descriptor, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # EPERM: it executed a program that became another user
         return False
     finally:
         os.close(descriptor)
@@ -102,20 +105,22 @@ def _until_clean(
     beat: Callable[[], None],
     but: frozenset[int] = frozenset(),
 ) -> TreeResult:
-    """Signal whoever `needs` it until `_CLEAN_PASSES` passes in a row find nobody, or the time is over."""
+    """Signal whoever `needs` it until nobody does and nothing changed since the pass before, or time is over."""
     deadline = time.monotonic() + limit_s
-    pause, clean, signalled = PASS_PAUSE_S, 0, set[int]()
+    pause, before, signalled = PASS_PAUSE_S, set[tuple[int, bool]](), set[int]()
     while True:
         present = list(members(root, but=but))
         pending = [member for member in present if needs(member)]
-        clean = 0 if pending else clean + 1
-        if clean >= _CLEAN_PASSES or (clean and not signalled):
+        now = {(member.pid, member.state in _GONE) for member in present}
+        if not pending and now == before:
             return TreeResult(sum(member.state not in _GONE for member in present) or len(signalled), ())
         if time.monotonic() > deadline:
-            return TreeResult(len(present), tuple(member.pid for member in pending))
+            unsettled = pending or [member for member in present if (member.pid, member.state in _GONE) not in before]
+            return TreeResult(len(present), tuple(member.pid for member in unsettled))
         for member in pending:
             send(member, number)
             signalled.add(member.pid)
+        before = now
         if pending:
             beat()
             time.sleep(pause)
@@ -126,20 +131,26 @@ def _still_lives(member: Member) -> bool:
     return member.state not in _GONE
 
 
-def _still_runs(member: Member) -> bool:
-    """Whether any task of the process could still run. A vfork parent waits in D for its child: it cannot."""
-    try:
-        tasks = os.listdir(f"/proc/{member.pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    for task in tasks:
+def runs(member: Member) -> bool:
+    """Whether any task of the process could still run an instruction of its own.
+
+    A vfork parent waits in D for its child. It cannot run once a stop waits for it: SIGSTOP is pending, or another
+    task of the process took it and stopped, which stops them all (signal(7): a stop is the whole process's).
+    """
+    stopped = waiting = 0
+    for task in linux.tasks_of(member.pid):
         found = linux.read_stat(f"{member.pid}/task/{task}")
-        if found is None or found.state in _STOPPED or found.state in _GONE:
+        if found is None or found.state in _GONE:
             continue
-        if found.state == "D" and _stop_is_pending(member.pid) and linux.children_of(member.pid):
-            continue
-        return True
-    return False
+        if found.state in _STOPPED:
+            stopped += 1
+        elif found.state == "D":
+            waiting += 1
+        else:
+            return True
+    if not waiting:
+        return False
+    return not (linux.children_of(member.pid) and (stopped or _stop_is_pending(member.pid)))
 
 
 def _stop_is_pending(pid: int) -> bool:

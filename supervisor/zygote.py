@@ -30,6 +30,7 @@ def main(socket_fd: int, boot: dict[str, Any], lifeline: int) -> NoReturn:
     """Fork the kernel and serve it until it or the guard is gone. Never returns."""
     linux.set_subreaper()
     linux.set_dumpable(False)
+    linux.set_name(linux.ZYGOTE_NAME)
     zygote = Zygote(boot, lifeline)
     zygote.start_kernel(socket_fd)
     os.close(socket_fd)
@@ -54,7 +55,7 @@ class Zygote:
 
     def start_kernel(self, socket_fd: int) -> None:
         end = self._kernels_end.fileno()
-        self._fork("kernel", lambda: kernel.main(self._boot, socket_fd, end), keep={2, socket_fd, end})
+        self._fork("kernel", lambda: kernel.main(self._boot, socket_fd, end), keep={socket_fd, end})
         self._kernels_end.close()
 
     def serve(self) -> None:
@@ -90,7 +91,7 @@ class Zygote:
             "recorder": lambda: writer.main(descriptors[0], frame.params["journal"], frame.params["database"]),
         }
         try:
-            pid = self._fork(frame.kind, programs[frame.kind], keep={2, *descriptors})
+            pid = self._fork(frame.kind, programs[frame.kind], keep=set(descriptors))
             self._tell(wire.Forked(frame.id, pid, 0))
         except OSError as error:  # EAGAIN: the pids limit; the kernel reports it, nothing was started
             self._tell(wire.Forked(frame.id, 0, error.errno or 1))
@@ -104,7 +105,8 @@ class Zygote:
         linux.die_with(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        linux.close_all_but(keep)
+        linux.close_all_but(keep | {0, 1, 2})  # the null device, and what --debug shows: never free for a pipe of ours
+        linux.set_name(f"agentos-{kind}")
         code = 70  # EX_SOFTWARE
         try:
             program()
