@@ -6,8 +6,10 @@ Monotonic time orders and measures, wall time is for people and time windows; ne
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
-from typing import Protocol
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
@@ -28,8 +30,7 @@ class SystemClock:
 
 def to_datetime(wall_ns: int) -> datetime:
     """Return an aware UTC datetime, exact to the microsecond."""
-    seconds, ns = divmod(wall_ns, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, tz=UTC).replace(microsecond=ns // 1000)
+    return _EPOCH + timedelta(microseconds=wall_ns // 1000)  # a float of seconds could not hold them
 
 
 def rfc3339(wall_ns: int) -> str:

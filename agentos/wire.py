@@ -392,16 +392,30 @@ def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
     cls = _TAGS.get(fields[0])
     if cls is None or cls not in accept:
         raise ProtocolError(f"unexpected frame {cls.__name__ if cls else fields[0]} from this peer")
+    del fields[0]
+    shape = (cls, *map(type, fields))
+    inside = _SHAPES.get(shape)
+    if inside is None:  # hot path: the frames of a class have a few shapes, each of them is looked at once
+        inside = _SHAPES[shape] = _check_shape(*shape)
+    for index in inside:
+        if fields[index]:
+            _check(check_plain, fields[index], DEPTH_MAX, where=cls.__name__)
+    return cls._make(fields)
+
+
+# The types of whole frames that were found right. Bounded: msgpack knows ten types, few fields take more than two.
+_SHAPES: Final[dict[tuple[type, ...], tuple[int, ...]]] = {}
+
+
+def _check_shape(cls: type[Any], *kinds: type) -> tuple[int, ...]:
+    """Return which fields may hold others, to be checked each time. Raises ProtocolError for what is wrong."""
     checks = _CHECKS[cls]
-    if len(fields) != len(checks) + 1:
-        raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(fields) - 1}")
-    for index, allowed in enumerate(checks, 1):
-        value = fields[index]
-        if value and (allowed is None or type(value) in (list, dict)):
-            _check(check_plain, value, DEPTH_MAX, where=cls.__name__)
-        if allowed is not None and type(value) not in allowed:
-            raise ProtocolError(f"{cls.__name__}.{cls._fields[index - 1]} is a {type(value).__name__}")
-    return cls._make(fields[1:])
+    if len(kinds) != len(checks):
+        raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(kinds)}")
+    for name, kind, allowed in zip(cls._fields, kinds, checks, strict=True):
+        if allowed is not None and kind not in allowed:
+            raise ProtocolError(f"{cls.__name__}.{name} is a {kind.__name__}")
+    return tuple(index for index, kind in enumerate(kinds) if checks[index] is None or kind in (list, dict))
 
 
 def _check(check: Callable[[Any, int], None], value: Any, limit: int, *, where: str) -> None:
