@@ -39,12 +39,14 @@ def load(start: wire.Start) -> Callable[..., Any]:
 
 
 def _from_name(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path[:1]:  # as `python -m` looks; our own launchers keep it off the path
+        sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there, something that it imports is not
-        raise BadTarget(f"no module {error.name!r} on the path of this agent") from error
+        raise BadTarget(f"no module {error.name!r} on the path of this agent") from None
 
 
 def _from_file(path: str) -> ModuleType:

@@ -16,7 +16,7 @@ from agentos.errors import PolicyViolationError
 TRACEBACK_CHARACTERS_MAX: Final = 32 * 1024
 MESSAGE_CHARACTERS_MAX: Final = 8 * 1024
 TYPE_CHARACTERS_MAX: Final = 200
-_OUR_FRAMES: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_NOT_THEIRS: Final = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")  # ours, and import's
 _FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation", "retry_after_s")
 
 
@@ -37,7 +37,7 @@ def _trim(report: traceback.TracebackException) -> None:
     reports = [report]
     while reports:
         each = reports.pop()
-        each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_OUR_FRAMES)]
+        each.stack[:] = [frame for frame in each.stack if not frame.filename.startswith(_NOT_THEIRS)]
         reports += [other for other in (each.__cause__, each.__context__) if other is not None]
         reports += each.exceptions or []
 
