@@ -19,40 +19,53 @@ from typing import Any
 
 from agentos.errors import HostError
 
+_OURS = frozenset({"runs", "state"})  # what a directory of ours may hold at its top
+
 
 def runtime_dir() -> Path:
     """Return the directory of live runs, created 0700. Raises HostError when somebody else owns it."""
     explicit = os.environ.get("AGENTOS_RUNTIME_DIR")
     xdg = os.environ.get("XDG_RUNTIME_DIR")
     if explicit:
-        return _private(Path(explicit))
+        return _private(Path(explicit), "AGENTOS_RUNTIME_DIR")
     if xdg and os.access(xdg, os.W_OK | os.X_OK):
-        return _private(Path(xdg) / "agentos")
-    return _private(Path(tempfile.gettempdir()) / f"agentos-{os.getuid()}")
+        return _private(Path(xdg) / "agentos", "AGENTOS_RUNTIME_DIR")
+    return _private(Path(tempfile.gettempdir()) / f"agentos-{os.getuid()}", "AGENTOS_RUNTIME_DIR")
 
 
 def state_dir() -> Path:
     """Return the directory of records and logs, created 0700. Without a HOME it lies beside the runtime directory."""
     explicit = os.environ.get("AGENTOS_STATE_DIR")
     if explicit:
-        return _private(Path(explicit))
+        return _private(Path(explicit), "AGENTOS_STATE_DIR")
     base = os.environ.get("XDG_STATE_HOME")
     if not base:
         home = os.environ.get("HOME")
         if not home or not os.access(home, os.W_OK | os.X_OK):
-            return _private(runtime_dir() / "state")
+            return _private(runtime_dir() / "state", "AGENTOS_STATE_DIR")
         base = str(Path(home) / ".local" / "state")
-    return _private(Path(base) / "agentos")
+    return _private(Path(base) / "agentos", "AGENTOS_STATE_DIR")
 
 
-def _private(path: Path) -> Path:
-    """Create `path` 0700 and verify owner, mode and that it is no symlink: a shared one would let others in."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    seen = path.lstat()
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
-        raise HostError(f"{path} must be a directory owned by uid {os.getuid()}; set AGENTOS_RUNTIME_DIR or remove it")
-    if seen.st_mode & 0o077:
-        path.chmod(0o700)
+def _private(path: Path, variable: str) -> Path:
+    """Create `path` 0700 and verify owner, mode and that it is no symlink: a shared one would let others in.
+
+    Returned absolute, because a kernel's working directory is `/`. A directory that holds other things is refused
+    rather than closed: who names /tmp or a home by mistake must not find it locked for everybody else.
+    """
+    path = Path(os.path.abspath(path))
+    elsewhere = f"set {variable} to a directory of your own"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        seen = path.lstat()
+        if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid():
+            raise HostError(f"{path} must be a directory owned by uid {os.getuid()}; {elsewhere}, or remove it")
+        if seen.st_mode & 0o077:
+            if not _OURS.issuperset(os.listdir(path)):
+                raise HostError(f"{path} is open to others and holds other things; {elsewhere}, or chmod 700 it")
+            path.chmod(0o700)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}; {elsewhere}") from error
     return path
 
 
