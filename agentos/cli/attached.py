@@ -1,31 +1,28 @@
 """An agent and the terminal that started it: its output, its keys, its end.
 
-What a key press means stands in `DECISIONS`; everything else here carries it out. The agent lives in a session of its
-own, so the terminal's signals reach only us: Ctrl-C stops it, a second one kills it, Ctrl-Z freezes its whole tree
-and then us, and `fg` continues both. Output is read from the log; the kernel only rings.
+What a key press means stands in agentos.cli.keys; everything here carries it out. Output is read from the log; the
+kernel only rings. When nobody reads us any more the agent is asked to end, as if its terminal had been closed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
-import signal as posix
 import subprocess
-from collections.abc import Callable, Iterator
-from enum import Enum
-from typing import Any, Final, Self
+from collections.abc import Callable
+from typing import Any, Final
 
 from agentos import wire
 from agentos.cli.calls import Conversation, open_link
-from agentos.cli.logs import Printer
-from agentos.cli.output import say
+from agentos.cli.keys import DECISIONS, Keys, Order, Phase, Press
+from agentos.cli.outflow import Outflow
+from agentos.cli.output import invocation, is_terminal, say
 from agentos.client.launch import Started
 from agentos.clock import SystemClock
-from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, KernelUnavailable
+from agentos.errors import AgentosError, KernelUnavailable, PolicyViolationError
 from agentos.faults import rebuild
 from agentos.logfile import LogReader
-from agentos.signals import AgentSignal
+from agentos.signals import AgentSignal, describe_exit
 
 DENIALS_SHOWN_A_SECOND: Final = 5  # a person reads no more; the record has them all
 DENIALS_REMEMBERED: Final = 1000
@@ -33,103 +30,99 @@ END_LIMIT_S: Final = 15.0  # how long the record may take to be closed after the
 EXIT_TIMEOUT: Final = 124
 EXIT_POLICY: Final = 4
 EXIT_UNKNOWN: Final = 125
+EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, as any other program in a pipeline
+EXIT_CANNOT_WRITE: Final = 125
+STREAM_NAMES: Final = {1: "stdout", 2: "stderr"}
 
 
-class Phase(Enum):
-    RUNNING = "running"
-    STOPPING = "stopping"  # asked to end, in its grace
-    KILLING = "killing"
-
-
-class Press(Enum):
-    INTERRUPT = "Ctrl-C"
-    SUSPEND = "Ctrl-Z"
-    HANGUP = "the terminal or our starter wants us gone"
-
-
-class Order(Enum):
-    STOP = "stop"
-    KILL = "kill"
-    PAUSE = "pause"
-    NOTHING = "nothing"
-
-
-DECISIONS: Final[dict[tuple[Phase, Press], tuple[Phase, Order]]] = {
-    (Phase.RUNNING, Press.INTERRUPT): (Phase.STOPPING, Order.STOP),
-    (Phase.RUNNING, Press.SUSPEND): (Phase.RUNNING, Order.PAUSE),
-    (Phase.RUNNING, Press.HANGUP): (Phase.STOPPING, Order.STOP),
-    (Phase.STOPPING, Press.INTERRUPT): (Phase.KILLING, Order.KILL),
-    (Phase.STOPPING, Press.SUSPEND): (Phase.STOPPING, Order.NOTHING),  # its grace would run on without it
-    (Phase.STOPPING, Press.HANGUP): (Phase.STOPPING, Order.NOTHING),
-    (Phase.KILLING, Press.INTERRUPT): (Phase.KILLING, Order.NOTHING),
-    (Phase.KILLING, Press.SUSPEND): (Phase.KILLING, Order.NOTHING),
-    (Phase.KILLING, Press.HANGUP): (Phase.KILLING, Order.NOTHING),
-}
-
-_PRESSES: Final = {
-    posix.SIGINT: Press.INTERRUPT,
-    posix.SIGTSTP: Press.SUSPEND,
-    posix.SIGTERM: Press.HANGUP,
-    posix.SIGHUP: Press.HANGUP,
-}
-
-
-def attend(started: Started, agent_id: str, *, grace_s: float) -> int:
-    """Stay with the agent until it is gone and return the exit code. Raises BrokenPipeError when our reader left."""
-    with _Keys() as keys:
+def attend(started: Started, agent_id: str, *, is_python: bool, grace_s: float) -> int:
+    """Stay with the agent until it is gone and return the exit code."""
+    with Keys() as keys:
         session = Session(started, agent_id, keys, grace_s=grace_s)
         try:
             row = session.run()
         finally:
             session.close()
-        code = _ending(started, row)
-        _close_run(started)
+        code = _ending(row)
+        if is_python and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
+            code = EXIT_POLICY
+        close_run(started)
     _explain_denials(row)
-    return code
+    return session.unread or code
 
 
 class Session:
     """The loop: keys and frames in, calls and output out."""
 
-    def __init__(self, started: Started, agent_id: str, keys: _Keys, *, grace_s: float) -> None:
+    def __init__(self, started: Started, agent_id: str, keys: Keys, *, grace_s: float) -> None:
         self._agent_id = agent_id
         self._grace_s = grace_s
         self._keys = keys
         self._phase = Phase.RUNNING
         self._conversation = Conversation(open_link(started.run))
-        self._reader = LogReader(started.run.logs, agent_id)
-        self._printer = Printer()
+        self._outflow = Outflow(LogReader(started.run.logs, agent_id))
         self._denials = Denials()
         self._clock = SystemClock()
         self._on_reply: dict[int, Callable[[Any], None]] = {}
         self._pausing = False
         self._last_row: dict[str, Any] | None = None
+        self.unread = 0  # the exit code that says that our reader left before the agent ended
 
     def run(self) -> dict[str, Any]:
-        """Return the agent's last row once nothing of it lives. Raises KernelUnavailable when the kernel went first."""
+        """Return the agent's last row once nothing of it lives and all it wrote is written.
+
+        Raises KernelUnavailable when the kernel went first, after showing what there is of the output.
+        """
         self._call("follow", {}, lambda _: None)
         self._call("inspect", {}, self._look)  # after follow: no end can slip between
-        poll = select.poll()
-        poll.register(self._conversation.fileno(), select.POLLIN)
-        poll.register(self._keys.fileno(), select.POLLIN)
-        try:
-            while self._last_row is None:
-                self._turn({descriptor for descriptor, _ in poll.poll()})
-        finally:
-            self._printer.show(self._reader.read())
+        lost: KernelUnavailable | None = None
+        while (writing := self._outflow.next_descriptor()) is not None or (self._last_row is None and lost is None):
+            try:
+                self._turn(writing, listening=self._last_row is None and lost is None)
+            except KernelUnavailable as error:
+                lost, self._phase = error, Phase.OVER
+                self._outflow.grew()
+        if self._last_row is None and lost is not None:
+            raise lost
+        assert self._last_row is not None
         return self._last_row
 
     def close(self) -> None:
         self._conversation.close()
 
-    def _turn(self, ready: set[int]) -> None:
+    def _turn(self, writing: int | None, *, listening: bool) -> None:
+        """Wait for whatever comes first and deal with it. `writing` is where the next piece of output goes."""
+        poll = select.poll()
+        poll.register(self._keys.fileno(), select.POLLIN)
+        if listening:
+            poll.register(self._conversation.fileno(), select.POLLIN)
+        if writing is not None:
+            poll.register(writing, select.POLLOUT)
+        ready = {descriptor for descriptor, _ in poll.poll()}
         if self._keys.fileno() in ready:
             for press in self._keys.pressed():
                 self._obey(press)
+        if writing in ready:
+            self._write(writing)
         if self._conversation.fileno() in ready:
             for frame in self._conversation.receive():
                 self._take(frame)
-            self._printer.show(self._reader.read())
+            self._outflow.grew()
+
+    def _write(self, descriptor: int) -> None:
+        """Write one piece. A reader that left is like a terminal that was closed: the agent is asked to end."""
+        try:
+            self._outflow.write()
+        except BlockingIOError:  # somebody shares the descriptor and made it non-blocking
+            return
+        except OSError as error:
+            self._outflow.close(descriptor)
+            self.unread = EXIT_BROKEN_PIPE
+            if not isinstance(error, BrokenPipeError):
+                self.unread = EXIT_CANNOT_WRITE
+                self._outflow.say(f"cannot write to {STREAM_NAMES[descriptor]}: {error.strerror}")
+            if self._phase is not Phase.OVER:
+                self._obey(Press.HANGUP)
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
@@ -137,21 +130,31 @@ class Session:
         self._phase, order = DECISIONS[self._phase, press]
         if order is Order.STOP:
             if press is Press.INTERRUPT:
-                say(f"stopping, grace {self._grace_s:g}s; Ctrl-C again kills")
+                self._answer_key(f"stopping, grace {self._grace_s:g}s; Ctrl-C again kills")
             self._call("stop", {"grace_s": self._grace_s}, lambda _: None)
         elif order is Order.KILL:
+            self._answer_key("killing")
             self._signal(AgentSignal.SIGKILL, lambda _: None)
         elif order is Order.PAUSE and not self._pausing:
             self._pausing = True
             self._signal(AgentSignal.SIGSTOP, self._suspend)
+        elif order is Order.PAUSE_US:
+            self._keys.sleep()
+        elif order is Order.LEAVE:
+            for descriptor in (1, 2):
+                self._outflow.close(descriptor)
+
+    def _answer_key(self, text: str) -> None:
+        """Say `text` on a line of its own: the terminal has just shown ^C."""
+        self._outflow.say(text, fresh_line=is_terminal(2))
 
     def _suspend(self, answer: Any) -> None:
-        """The tree is frozen, so now we are; what comes after the kill happens when the shell continues us."""
+        """The tree is frozen, so now we are; what comes after the sleep happens when the shell continues us."""
         self._pausing = False
         if isinstance(answer, AgentosError) or not answer.get("ok"):
-            say(f"cannot pause: {answer if isinstance(answer, AgentosError) else answer.get('detail')}")
+            self._outflow.say(f"cannot pause: {answer if isinstance(answer, AgentosError) else answer.get('detail')}")
             return
-        os.kill(os.getpid(), posix.SIGSTOP)
+        self._keys.sleep()
         self._signal(AgentSignal.SIGCONT, lambda _: None)
 
     # --- frames ----------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ class Session:
             self._on_reply.pop(frame.id, lambda _: None)(frame.value)
         elif isinstance(frame, wire.Fault):
             error = rebuild(frame)
-            say(str(error))
+            self._outflow.say(str(error))
             self._on_reply.pop(frame.id, lambda _: None)(error)
         elif isinstance(frame, wire.Notice) and frame.data.get("id") == self._agent_id:
             if frame.topic == "agent":
@@ -176,13 +179,14 @@ class Session:
             elif frame.topic == "denied":
                 line = self._denials.line(frame.data, self._clock.monotonic_ns())
                 if line:
-                    say(line)
+                    self._outflow.say(line)
 
     def _look(self, row: Any) -> None:
         if isinstance(row, AgentosError):
             raise row
         if row.get("ended_at"):
             self._last_row = row
+            self._phase = Phase.OVER
 
 
 class Denials:
@@ -210,38 +214,6 @@ class Denials:
         return f"denied {operation} {resource}: {data.get('reason')} ({rule})"
 
 
-class _Keys:
-    """Signals as readable bytes, for the time of a with block. What was ignored (nohup) stays ignored."""
-
-    def __enter__(self) -> Self:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
-        self._before = {
-            number: posix.signal(number, lambda *_: None)
-            for number in _PRESSES
-            if posix.getsignal(number) is not posix.SIG_IGN
-        }
-        self._wakeup_before = posix.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        posix.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
-            posix.signal(number, handler)
-        os.close(self._reader)
-        os.close(self._writer)
-
-    def fileno(self) -> int:
-        return self._reader
-
-    def pressed(self) -> Iterator[Press]:
-        with contextlib.suppress(BlockingIOError):
-            for number in os.read(self._reader, 64):
-                if number in _PRESSES:
-                    yield _PRESSES[posix.Signals(number)]
-
-
 def exit_code(row: dict[str, Any]) -> int:
     """Return what `agentos run` exits with: 124 and 4 say who ended the agent, else its own code or 128 + signal."""
     if row.get("ended_by") == "timeout":
@@ -253,31 +225,30 @@ def exit_code(row: dict[str, Any]) -> int:
     return EXIT_UNKNOWN if row.get("exit_code") is None else int(row["exit_code"])
 
 
-def _ending(started: Started, row: dict[str, Any]) -> int:
+def _ending(row: dict[str, Any]) -> int:
     """Say what the agent's output did not, and return the exit code."""
     code = exit_code(row)
     number = row.get("exit_signal")
+    how = describe_exit(row.get("exit_code"), number) if number is not None else ""
     if row.get("ended_by") not in (None, "", "stop"):
-        say(f"{row.get('name')} was ended: {row['ended_by']}")
+        say(f"{row.get('name')} was ended: {row['ended_by']}{how and f', {how}'}")
     elif number is not None and row.get("ended_by") != "stop":
-        say(f"{row.get('name')} was killed by signal {number}")
-    if ":" not in str((row.get("command") or [""])[0]) or code in {EXIT_TIMEOUT, EXIT_POLICY} or number is not None:
-        return code
-    try:  # a Python agent: what its function raised
-        started.link.call("result", {"id": row["id"]})
-    except AgentFailed as error:
-        if error.remote_type is not None:
-            say(str(error))
-        return code
-    except AgentTimeoutError:
-        return EXIT_TIMEOUT
-    except AgentosError as error:
-        say(str(error))
-        return error.exit_code
+        say(f"{row.get('name')} was {how}")
     return code
 
 
-def _close_run(started: Started) -> None:
+def _was_refused(started: Started, row: dict[str, Any]) -> bool:
+    """Whether a refusal that it did not handle ended a Python agent. What else it raised stands in its output."""
+    try:
+        started.link.call("result", {"id": row["id"]})
+    except PolicyViolationError:
+        return True
+    except AgentosError:
+        return False
+    return False
+
+
+def close_run(started: Started) -> None:
     """End the kernel and wait for it: when we return, the record is closed and `agentos audit` shows all of it."""
     with contextlib.suppress(KernelUnavailable):
         started.link.call("shutdown")
@@ -289,9 +260,8 @@ def _close_run(started: Started) -> None:
 
 
 def _explain_denials(row: dict[str, Any]) -> None:
+    """End with the command that explains the denials. By id: another agent of this name may live by then."""
     count = int(row.get("violations_count") or 0)
     if count:
-        name = str(row.get("name") or "")
-        plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum() and name != "show"
-        target = name if plain else row["id"]
-        say(f"{count} action{'' if count == 1 else 's'} denied; see: agentos audit {target} --type policy_violation")
+        what = f"{count} action{'' if count == 1 else 's'} denied"
+        say(f"{what}; see: {invocation()} audit {row['id']} --type policy_violation")

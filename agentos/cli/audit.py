@@ -6,43 +6,40 @@ JSON Lines of {seq, event_id, ts, event_type, severity, agent_id, execution_id, 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
 import click
 
-from agentos.cli.output import coloured, print_json, say
-from agentos.cli.past import Event, events, find_agents
+from agentos.cli.output import coloured, padded, print_json, say
+from agentos.cli.past import Event, Wanted, events, find_agents
 from agentos.cli.printable import printable
-from agentos.errors import BadRequest, CallerError, nearest
+from agentos.errors import BadRequest, CallerError, HostError, nearest
 from agentos.policies.decision import RESERVED_REASONS
 from agentos.recorder.event import SEVERITIES
 from agentos.runs import Run, locate, recorded_runs
 
+EXIT_UNREADABLE: Final = 125
+# What agentos itself records. Only to say what may have been meant: programs record types of their own.
+EVENT_TYPES: Final = (
+    "action_allowed", "action_outcome", "action_refused", "agent_continued", "agent_exited", "agent_raised", "agent_started",
+    "agent_starting", "agent_stopped", "agent_timeout", "control_refused", "kernel_call", "kernel_fault",
+    "kernel_started", "kernel_stopped", "leftovers_killed", "policy_violation", "policy_violation_repeated",
+    "protocol_error", "recorder_hung", "recorder_restarted", "sentry_hung", "sentry_lost", "signal_confirmed", "signal_sent",
+    "state_saved",
+)  # fmt: skip
+AGENT_CELLS: Final = 12
 POLL_S: Final = 0.25  # a person does not see the difference; a record is asked for news four times a second
 
 
 class NoSuchEvent(CallerError):
     exit_code = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which events of which runs."""
-
-    runs: tuple[Run, ...]
-    agent_ids: frozenset[str] = frozenset()  # empty: all
-    event_types: tuple[str, ...] = ()
-    severities: tuple[str, ...] = ()
-
-    def of(self, run: Run, after_seq: int = 0) -> Iterator[Event]:
-        for event in events(run, event_types=self.event_types, severities=self.severities, after_seq=after_seq):
-            if not self.agent_ids or event["agent_id"] in self.agent_ids:
-                yield event
 
 
 @click.command()
@@ -81,30 +78,64 @@ def audit(
     if words and words[0] == "show":
         return _show(words[1:])
     runs = _runs(run_word)
-    agent_ids: frozenset[str] = frozenset()
+    agent_ids: list[str] = []
     if words:
         agents, unknown = find_agents(words)
         for error in unknown:
             say(str(error))
         if unknown:
             return max(error.exit_code for error in unknown)
-        agent_ids = frozenset(agent.id for agent in agents)
+        agent_ids = [agent.id for agent in agents]
         of_agents = {agent.run.run_id for agent in agents}
         runs = tuple(run for run in runs if run.run_id in of_agents)
     severities = SEVERITIES[SEVERITIES.index(severity) :]
-    wanted = Wanted(runs, agent_ids, event_types, severities)
-    teller = _Teller(as_json=as_json)
-    shown: Iterator[Event] | deque[Event] = in_order(wanted)
+    wanted = Wanted(agent_ids=agent_ids, event_types=event_types, severities=severities, last=last)
+    teller = _Teller(wanted, as_json=as_json)
+    shown = in_order(runs, teller.read)
     for event in shown if last is None else deque(shown, maxlen=last):
         teller.tell(event)
     if follow:
-        _follow(wanted, teller, everything=run_word is None and not words)
-    return 0
+        _follow(runs, teller, everything=run_word is None and not words)
+    if not teller.seen:
+        _hint_at_types(event_types)
+    return EXIT_UNREADABLE if teller.unreadable else 0
 
 
-def in_order(wanted: Wanted) -> Iterator[Event]:
-    """Yield the events of all runs by time; those of one run stay in the order of its record."""
-    return heapq.merge(*(wanted.of(run) for run in wanted.runs), key=lambda event: str(event["ts"]))
+def in_order(runs: Sequence[Run], read: Callable[[Run], Iterator[Event]]) -> Iterator[Event]:
+    """Yield the events of all runs by time; those of one run stay in the order of its record.
+
+    A run is opened when its time has come and closed at its end, so that a thousand records take as many descriptors
+    as lived at the same time.
+    """
+    waiting = deque(enumerate(sorted(runs, key=lambda run: run.run_id)))
+    opened: list[tuple[str, int, Event, Iterator[Event]]] = []
+    while waiting or opened:
+        while waiting and (not opened or started_at(waiting[0][1]) <= opened[0][0]):
+            number, run = waiting.popleft()
+            _push(opened, number, read(run))
+        if opened:
+            _, number, event, rest = heapq.heappop(opened)
+            yield event
+            _push(opened, number, rest)
+
+
+def _push(opened: list[tuple[str, int, Event, Iterator[Event]]], number: int, rest: Iterator[Event]) -> None:
+    event = next(rest, None)
+    if event is not None:
+        heapq.heappush(opened, (str(event["ts"]), number, event, rest))
+
+
+def started_at(run: Run) -> str:
+    """Return a time, as text, that no event of the run is before: its id begins with the second it was made in."""
+    digits = run.run_id
+    return f"{digits[0:4]}-{digits[4:6]}-{digits[6:8]}T{digits[9:11]}:{digits[11:13]}:{digits[13:15]}"
+
+
+def _hint_at_types(event_types: Sequence[str]) -> None:
+    """Nothing was found: perhaps because there is no such type. Programs may record types of their own."""
+    for word in event_types:
+        if word not in EVENT_TYPES:
+            say(f"no event of type {word!r}{nearest(word, EVENT_TYPES)}")
 
 
 def _runs(word: str | None) -> tuple[Run, ...]:
@@ -112,7 +143,7 @@ def _runs(word: str | None) -> tuple[Run, ...]:
     if word is None:
         return runs
     if word == "latest":
-        return runs[-1:]
+        return tuple(sorted(runs, key=lambda run: str(run.read_meta().get("started_at", "")))[-1:])
     exact = [run for run in runs if run.run_id == word]
     found = exact or [run for run in runs if run.run_id.startswith(word)]
     if len(found) == 1:
@@ -136,11 +167,31 @@ def _show(words: Sequence[str]) -> int:
 
 
 class _Teller:
-    """Prints events and remembers how far it got in each run."""
+    """Reads and prints events, and remembers how far it got in each run."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, wanted: Wanted, *, as_json: bool) -> None:
+        self._wanted = wanted
         self._as_json = as_json
         self.seen: dict[str, int] = {}
+        self.unreadable: set[str] = set()
+
+    def read(self, run: Run) -> Iterator[Event]:
+        """Yield what is wanted of one run and not yet told. A record that cannot be read is said once."""
+        try:
+            yield from events(run, self._wanted, after_seq=self.seen.get(run.run_id, 0))
+        except HostError as error:
+            if run.run_id not in self.unreadable:
+                say(f"run {run.run_id}: {error}")
+            self.unreadable.add(run.run_id)
+
+    def forget_the_past(self, runs: Sequence[Run]) -> None:
+        """From now on read news only: `--lines` chose among what was there."""
+        if self._wanted.last is None:
+            return
+        self._wanted = replace(self._wanted, last=None)
+        for run in runs:
+            for newest in () if run.run_id in self.seen else _tail(run):
+                self.seen[run.run_id] = newest["seq"]
 
     def tell(self, event: Event) -> None:
         run_id = event["event_id"].rpartition("-")[0]
@@ -153,15 +204,24 @@ class _Teller:
         print(coloured(line, "red") if denied else line)
 
 
-def _follow(wanted: Wanted, teller: _Teller, *, everything: bool) -> None:
+def _tail(run: Run) -> Iterator[Event]:
+    """Yield the newest event of a run, if its record can be read."""
+    with contextlib.suppress(HostError):
+        yield from events(run, Wanted(last=1))
+
+
+def _follow(runs: Sequence[Run], teller: _Teller, *, everything: bool) -> None:
     """Print what comes; until interrupted, or until no run that was asked for is alive."""
+    teller.forget_the_past(runs)
+    over: set[str] = set()
     while True:
-        runs = tuple(recorded_runs()) if everything else wanted.runs
-        alive = [run for run in runs if run.alive()]  # asked before reading: what it wrote last is still read below
-        for run in runs:
-            if run in alive or everything or run.run_id not in teller.seen:
-                for event in wanted.of(run, teller.seen.get(run.run_id, 0)):
-                    teller.tell(event)
+        asked = [run for run in (recorded_runs() if everything else runs) if run.run_id not in over]
+        alive = [run for run in asked if run.alive()]  # asked before reading: what it wrote last is still read below
+        for run in asked:
+            for event in teller.read(run):
+                teller.tell(event)
+        over.update(run.run_id for run in asked if run not in alive)
+        sys.stdout.flush()  # a pipe must not keep what is news
         if not everything and not alive:
             return
         time.sleep(POLL_S)
@@ -174,9 +234,9 @@ def one_line(event: Event) -> str:
     """Return the event as one printable line: time, agent, what happened."""
     data = event.get("data") or {}
     tell = _TELLING.get(event["event_type"], _tell_anything)
-    agent = str(event.get("agent_name") or event.get("agent_id") or "kernel")
+    agent = printable(str(event.get("agent_name") or event.get("agent_id") or "kernel"))
     when = str(event["ts"])[:23].replace("T", " ")
-    return printable(f"{when}  {agent:<12}  {tell(event, data)}")
+    return printable(f"{when}  {padded(agent, AGENT_CELLS)}  {tell(event, data)}")
 
 
 def _tell_action(event: Event, data: dict[str, Any]) -> str:
@@ -185,10 +245,17 @@ def _tell_action(event: Event, data: dict[str, Any]) -> str:
     if denied and data.get("enforced") is False:
         verdict = "allowed, would be denied"
     repeats = f" ({data['repeats']} more)" if data.get("repeats") else ""
-    reason = data.get("reason")
+    reason = str(data.get("reason") or "")
     why = f": {reason}" if reason and reason not in RESERVED_REASONS else ""
-    what = " ".join([str(data.get("resource", "?")), *(str(word) for word in (data.get("argv") or ())[1:])])
-    return f"{data.get('operation')!s:<8}  {what}  {verdict} by {_who_decided(data)}{why}{repeats}"
+    argv = data.get("argv")
+    words = argv[1:] if isinstance(argv, list) else []
+    what = " ".join([str(data.get("resource", "?")), *(str(word) for word in words)])
+    return _line(str(data.get("operation")), f"{what}  {verdict} by {_who_decided(data)}{why}{repeats}")
+
+
+def _tell_refused(_: Event, data: dict[str, Any]) -> str:
+    """An action that had been allowed, until it could not be put on record in time."""
+    return _line("refused", f"the action of event {data.get('first_seq')}: {data.get('reason')}")
 
 
 def _who_decided(data: dict[str, Any]) -> str:
@@ -200,37 +267,55 @@ def _who_decided(data: dict[str, Any]) -> str:
     return layer if layer.startswith("@") else str(data.get("reason") or "default").replace("_", " ")
 
 
+def _tell_kernel(_: Event, data: dict[str, Any]) -> str:
+    mode = "attached" if data.get("attached") else "detached"
+    return _line(
+        "kernel started", f"run {data.get('run')}, policy {data.get('policy')}, in {data.get('workspace')}, {mode}"
+    )
+
+
 def _tell_starting(_: Event, data: dict[str, Any]) -> str:
     command = data.get("command")
     text = " ".join(str(word) for word in command) if isinstance(command, list) else str(command)
-    return f"{'start':<8}  {text}  policy {data.get('policy')}, level {data.get('level')}"
+    return _line("start", f"{text}  policy {data.get('policy')}, level {data.get('level')}")
+
+
+def _tell_raised(_: Event, data: dict[str, Any]) -> str:
+    return _line("raised", f"{data.get('type')}: {data.get('message')}")
 
 
 def _tell_exited(_: Event, data: dict[str, Any]) -> str:
     by = f", ended by {data['ended_by']}" if data.get("ended_by") else ""
-    return (
-        f"{'end':<8}  {data.get('how') or 'nobody saw how'}{by}; "
-        f"{data.get('actions', '?')} actions, {data.get('violations', '?')} denied"
-    )
+    actions = data.get("actions", "?")
+    counts = f"{actions} action{'' if actions == 1 else 's'}, {data.get('violations', '?')} denied"
+    return _line("end", f"{data.get('how') or 'nobody saw how'}{by}; {counts}")
 
 
 def _tell_signal(event: Event, data: dict[str, Any]) -> str:
     if event["event_type"] == "signal_sent":
-        return f"{'signal':<8}  {data.get('signal')} to {data.get('scope')}, from {data.get('sender')}"
+        return _line("signal", f"{data.get('signal')} to {data.get('scope')}, from {data.get('sender')}")
     outcome = "confirmed" if data.get("ok") else "not confirmed"
-    return f"{'signal':<8}  {data.get('signal')} {outcome}, {data.get('processes')} processes"
+    count = data.get("processes")
+    return _line("signal", f"{data.get('signal')} {outcome}, {count} process{'' if count == 1 else 'es'}")
 
 
 def _tell_anything(event: Event, data: dict[str, Any]) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in data.items() if value not in (None, "", [], {}))
-    return f"{event['event_type'].replace('_', ' '):<8}  {facts}".rstrip()
+    return _line(event["event_type"].replace("_", " "), facts)
+
+
+def _line(word: str, text: str) -> str:
+    return f"{word:<8}  {text}".rstrip()
 
 
 _TELLING: Final[dict[str, Callable[[Event, dict[str, Any]], str]]] = {
     "action_allowed": _tell_action,
+    "action_refused": _tell_refused,
     "policy_violation": _tell_action,
     "policy_violation_repeated": _tell_action,
+    "kernel_started": _tell_kernel,
     "agent_starting": _tell_starting,
+    "agent_raised": _tell_raised,
     "agent_exited": _tell_exited,
     "signal_sent": _tell_signal,
     "signal_confirmed": _tell_signal,

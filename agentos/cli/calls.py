@@ -62,7 +62,7 @@ class Request(NamedTuple):
 
 
 def living_agents() -> list[Agent]:
-    """Return the agents of all live runs, ended ones too. A kernel that hangs is named, not waited for."""
+    """Return the agents of all live runs, ended ones too, oldest first. A kernel that hangs is named, not waited for."""
     found: list[Agent] = []
     for run in live_runs():
         try:
@@ -70,7 +70,7 @@ def living_agents() -> list[Agent]:
         except (KernelUnavailable, TimeoutError) as error:
             if run.alive():  # else it ended while we looked
                 say(f"run {run.run_id} does not answer: {error}")
-    return found
+    return sorted(found, key=lambda agent: agent.started_at)
 
 
 def agents_of(run: Run) -> list[Agent]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 import click
@@ -25,6 +25,7 @@ from agentos.clock import rfc3339
 from agentos.errors import KernelUnavailable, UnknownAgent
 from agentos.logfile import NOTE, STDERR, STDOUT, Gap, LogReader, Record
 
+STREAMS: Final = {STDOUT: 1, STDERR: 2}  # where each stream of a log goes
 LINE_BYTES_MAX: Final = 1024 * 1024  # a program that never ends its line is shown in pieces, not kept in memory
 _KEPT_ON_A_TERMINAL: Final = frozenset("\n\t")
 
@@ -65,32 +66,68 @@ def _split_at_lf(data: bytes) -> list[bytes]:
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
-class Printer:
-    """Writes records to our own stdout and stderr."""
+def merge_notes(entries: Iterable[Record | Gap]) -> Iterator[Record | Gap]:
+    """Say the drops that follow each other once, with their sum: a full disk drops every few kilobytes."""
+    held: Record | None = None
+    for entry in entries:
+        if held is not None and isinstance(entry, Record) and entry.stream == NOTE:
+            held = _sum(held, entry)
+            continue
+        if held is not None:
+            yield held
+        held = entry if isinstance(entry, Record) and entry.stream == NOTE else None
+        if held is None:
+            yield entry
+    if held is not None:
+        yield held
 
-    def __init__(self, *, escaped: bool = False, times: bool = False, only_stderr: bool = False) -> None:
+
+def _sum(one: Record, other: Record) -> Record:
+    """Add up `7 bytes dropped: disk`; what a note of another make says is kept beside it."""
+    (first, _, rest), (second, _, what) = one.data.partition(b" "), other.data.partition(b" ")
+    if first.isdigit() and second.isdigit() and rest == what:
+        return Record(one.wall_ns, NOTE, b"%d %b" % (int(first) + int(second), rest))
+    return Record(one.wall_ns, NOTE, one.data.rstrip() + b"; " + other.data)
+
+
+def remark(entry: Record | Gap) -> str:
+    """Return what is to be said between the lines, because the log itself cannot."""
+    if isinstance(entry, Gap):
+        return f"… {entry.missed_bytes} bytes missed: the log was rotated before they were read …"
+    return f"… {entry.data.decode('utf-8', 'replace').strip()} …"
+
+
+class Printer:
+    """Writes records to our own stdout and stderr, in the order of the log even where both are the same file."""
+
+    def __init__(
+        self, *, escaped: Collection[int] = (), times: bool = False, only_stderr: bool = False
+    ) -> None:  # `escaped`: the descriptors behind which a terminal is
         self._escaped = escaped
         self._times = times
         self._only_stderr = only_stderr
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
+        self._last = sys.stdout.buffer
 
     def show(self, entries: Iterable[Record | Gap]) -> None:
         """Write what there is and flush. Raises BrokenPipeError when the reader has left."""
-        for entry in entries:
-            if isinstance(entry, Gap):
-                _remark(f"{entry.missed_bytes} bytes missed")
-            elif entry.stream == NOTE:
-                _remark(entry.data.decode("utf-8", "replace").strip())
+        for entry in merge_notes(entries):
+            if isinstance(entry, Gap) or entry.stream == NOTE:
+                self._last.flush()
+                say(remark(entry))
             elif entry.stream == STDERR or not self._only_stderr:
                 self._write(entry)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.flush()
+        self._last.flush()
 
     def _write(self, record: Record) -> None:
-        to_stdout = record.stream == STDOUT or self._only_stderr
-        data = self._escape(record) if self._escaped else record.data
+        number = 1 if self._only_stderr else STREAMS[record.stream]
+        out = (sys.stdout if number == 1 else sys.stderr).buffer
+        if out is not self._last:
+            self._last.flush()
+            self._last = out
+        data = self._escape(record) if number in self._escaped else record.data
         stamp = f"{rfc3339(record.wall_ns)} ".encode() if self._times else b""
-        (sys.stdout if to_stdout else sys.stderr).buffer.write(stamp + data)
+        out.write(stamp + data)
 
     def _escape(self, record: Record) -> bytes:
         decoder = self._decoders.get(record.stream)
@@ -101,16 +138,16 @@ class Printer:
         return "".join(shown).encode("utf-8", "backslashreplace")
 
 
-def _remark(text: str) -> None:
-    """Say on stderr, between the lines, what the log itself cannot."""
-    sys.stdout.buffer.flush()
-    say(f"… {text} …")
-
-
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the agent ends.")
 @click.option(
-    "-n", "--lines", "last", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of what is there."
+    "-n",
+    "--lines",
+    "--tail",
+    "last",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Only the last N lines of what is there.",
 )
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time (RFC 3339, UTC).")
 @click.option("--stderr", "only_stderr", is_flag=True, help="Only the agent's stderr, on stdout.")
@@ -125,7 +162,7 @@ def logs(follow: bool, last: int | None, timestamps: bool, only_stderr: bool, ra
         raise UnknownAgent(target, matches=[f"{agent.id} ({agent.name})" for agent in found])
     agent = found[0]
     reader = LogReader(agent.run.logs, agent.id)
-    escaped = is_terminal() and not raw
+    escaped = () if raw else [number for number in (1, 2) if is_terminal(number)]
     printer = Printer(escaped=escaped, times=timestamps, only_stderr=only_stderr)
     lines = Lines() if timestamps else None
     _show_present(reader, printer, lines, last, only_stderr=only_stderr)

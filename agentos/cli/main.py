@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
-from agentos.cli.output import say
+from agentos import __version__
+from agentos.cli.output import ensure_standard_streams, say, take_launcher
 from agentos.errors import AgentosError, nearest
 
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT
@@ -52,6 +53,9 @@ ALIASES: Final = {"unpause": "resume", "cont": "resume"}
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for: click itself is most of what `ps` may cost."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # click's signature
         return list(VERBS)
 
@@ -74,7 +78,16 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        print(f"agentos {__version__}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="As the verb."
+)
 def cli() -> None:
     """Run AI agents as supervised processes: every action decided and on record before it takes effect.
 
@@ -87,12 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     Leaves by _exit: taking the interpreter apart is a sixth of what `agentos ps` would cost, and nothing waits for it.
     """
+    ensure_standard_streams()
+    take_launcher()
     code = run(arguments)
     try:
         sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # our reader has left, or its disk is full: what was said is lost, and the exit code says so
+    except BrokenPipeError:
         code = code or EXIT_BROKEN_PIPE
+    except OSError as error:  # its disk is full: what was printed is lost
+        say(f"cannot write to stdout: {error.strerror}")
+        code = code or EXIT_OWN
     os._exit(code)
 
 
@@ -110,12 +127,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except AgentosError as error:
         say(str(error))
         return error.exit_code
-    except BrokenPipeError:
+    except SystemExit:  # click's own answer to a broken pipe; no verb leaves that way
         return _give_up_stdout()
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except OSError as error:  # a disk, a directory, a descriptor: the machine's, not ours; it names itself
-        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except OSError as error:  # a disk, a directory: the machine's, not ours; without a name it is our output
+        say(f"{error.filename or 'cannot write to stdout'}: {error.strerror or error}")
+        _give_up_stdout()
         return EXIT_OWN
     return result if isinstance(result, int) else 0
 

@@ -14,16 +14,58 @@ from typing import Any, Final, NamedTuple
 from agentos.cli.printable import printable
 
 SEPARATOR: Final = "  "
+LAUNCHER: Final = "AGENTOS_LAUNCHER"  # bin/agentos says in it by what name it was called
 _COLOURS: Final = {"red": "31", "yellow": "33"}
 
 
+def ensure_standard_streams() -> None:
+    """Open /dev/null in the place of a standard stream that is closed.
+
+    Else the next thing opened would take its number: a socket to the kernel as an agent's stdin, or the record of
+    somebody's run as the place where output goes.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for life
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for life
+
+
+def take_launcher() -> None:
+    """Believe bin/agentos about its name; nobody below us needs to know."""
+    sys.argv[0] = os.environ.pop(LAUNCHER, sys.argv[0])
+
+
 def say(text: str) -> None:
-    """Print one line of talk on stderr; a stderr that is gone is no reason to fail."""
+    """Print one line of talk on stderr; a stderr that is gone or full is no reason to fail."""
     try:
-        sys.stderr.write(f"agentos: {printable(text)}\n")
+        sys.stderr.write(talk(text))
         sys.stderr.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         return
+
+
+def talk(text: str) -> str:
+    """Return `text` as the line that `say` prints."""
+    return f"agentos: {printable(text)}\n"
+
+
+def invocation() -> str:
+    """Return what was typed to start this command line, so that a command that we print works as printed."""
+    import shlex  # noqa: PLC0415  # only a denial needs it
+
+    launcher = sys.argv[0]
+    if os.path.basename(launcher) == "__main__.py":
+        return shlex.join(sys.orig_argv[: sys.orig_argv.index("-m") + 2])
+    import shutil  # noqa: PLC0415
+
+    name = os.path.basename(launcher)
+    found = shutil.which(name)
+    return shlex.quote(name if found and os.path.realpath(found) == os.path.realpath(launcher) else launcher)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
@@ -109,8 +151,7 @@ def _line(columns: Sequence[Column], widths: Mapping[str, int], row: Mapping[str
     parts = []
     for column in columns:
         text = cut(row[column.key], widths[column.key])
-        padding = " " * (widths[column.key] - cell_width(text))
-        parts.append(padding + text if column.right else text + padding)
+        parts.append(padded(text, widths[column.key], right=column.right))
     return SEPARATOR.join(parts).rstrip()
 
 
@@ -124,6 +165,12 @@ def cut(text: str, cells: int) -> str:
             break
         kept += char
     return kept + "…" if cells > 0 else ""
+
+
+def padded(text: str, cells: int, *, right: bool = False) -> str:
+    """Return `text` with spaces to at least `cells` terminal cells; to the `right` edge, the spaces come first."""
+    padding = " " * (cells - cell_width(text))
+    return padding + text if right else text + padding
 
 
 def cell_width(text: str) -> int:

@@ -1,42 +1,85 @@
 """What the records say: the events of every run, and the agents of runs whose kernel is gone.
 
 The one place of the command line that opens records, so `ps`, `kill` and the rest of the living never pay for it.
-An event here is the object that `audit --json` prints.
+An event here is the object that `audit --json` prints. A record that cannot be read is named and passed over: it must
+not hide the others.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from agentos.cli.calls import living_agents
+from agentos.cli.output import say
 from agentos.cli.targets import Agent, resolve_all
-from agentos.errors import UnknownAgent
+from agentos.errors import HostError, UnknownAgent
 from agentos.runs import Run, recorded_runs
+
+if TYPE_CHECKING:
+    from agentos.recorder.event import AuditEvent
+    from agentos.recorder.query import Query
+    from agentos.recorder.reader import RunReader
 
 Event = dict[str, Any]
 LIFE: Final = ("agent_starting", "agent_started", "agent_exited", "sentry_lost")
+BATCH_EVENTS: Final = 1_000  # read at once: memory stays small, and a query costs little beside them
 
 
-def events(
-    run: Run,
-    *,
-    event_types: Sequence[str] = (),
-    severities: Sequence[str] = (),
-    after_seq: int = 0,
-) -> Iterator[Event]:
-    """Yield the events of one run in the order of its record, those after `after_seq`; nothing where none is."""
-    from agentos.recorder.reader import RunReader  # noqa: PLC0415  # SQLite: who only asks the living must not load it
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which events of a run; an empty field asks for all."""
 
+    agent_ids: Sequence[str] = ()
+    event_types: Sequence[str] = ()
+    severities: Sequence[str] = ()
+    last: int | None = None  # only so many, the newest
+
+
+def events(run: Run, wanted: Wanted | None = None, *, after_seq: int = 0) -> Iterator[Event]:
+    """Yield the events of one run in the order of its record, those after `after_seq`; nothing where none is.
+
+    Raises HostError when the record cannot be read, after what can.
+    """
+    from agentos.recorder.journal import JournalDamaged  # noqa: PLC0415  # as below
+    from agentos.recorder.query import Query  # noqa: PLC0415  # SQLite: who only asks the living must not load it
+    from agentos.recorder.reader import RunReader  # noqa: PLC0415
+
+    asked = wanted or Wanted()
+    severities = tuple(asked.severities) or None
+    queries = [
+        Query(agent_id=agent, event_type=kind, severities=severities, after_seq=after_seq)
+        for agent, kind in itertools.product(asked.agent_ids or (None,), asked.event_types or (None,))
+    ]
     reader = RunReader(run.state)
     try:
-        for event in reader.events(after_seq=after_seq):
-            if (not event_types or event.event_type in event_types) and (
-                not severities or event.severity in severities
-            ):
+        for event in _selected(reader, queries, asked.last):
+            after_seq = event.seq
+            yield event.to_json()
+    except JournalDamaged:
+        for event in reader.events(after_seq):  # to the damage, and then raises it
+            if any(query.matches(event) for query in queries):
                 yield event.to_json()
     finally:
         reader.close()
+
+
+def _selected(reader: RunReader, queries: Sequence[Query], last: int | None) -> Iterable[AuditEvent]:
+    """Return what any of `queries` asks for, in order. An event is asked for by one of them only."""
+    if last is None:
+        return heapq.merge(*(_in_batches(reader, query) for query in queries), key=lambda event: event.seq)
+    newest = [reader.select(replace(query, limit=last, newest_first=True)) for query in queries]
+    return sorted(itertools.chain(*newest), key=lambda event: event.seq)[-last:]
+
+
+def _in_batches(reader: RunReader, query: Query) -> Iterator[AuditEvent]:
+    query = replace(query, limit=BATCH_EVENTS, newest_first=False)
+    while batch := reader.select(query):
+        yield from batch
+        query = replace(query, after_seq=batch[-1].seq)
 
 
 def find_agents(targets: Sequence[str]) -> tuple[list[Agent], list[UnknownAgent]]:
@@ -56,7 +99,10 @@ def past_agents() -> list[Agent]:
     found = []
     for run in recorded_runs():
         if not run.alive():
-            found += [Agent(row, run) for row in fold(run.run_id, events(run, event_types=LIFE))]
+            try:
+                found += [Agent(row, run) for row in fold(run.run_id, events(run, Wanted(event_types=LIFE)))]
+            except HostError as error:
+                say(f"run {run.run_id}: {error}")
     return found
 
 

@@ -38,7 +38,8 @@ COLUMNS: Final = (
 @click.option("--no-trunc", is_flag=True, help="Cut nothing, whatever the terminal's width.")
 def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> None:
     """List agents; without -a only those that live."""
-    agents = _with_the_past(living_agents()) if everyone else [agent for agent in living_agents() if agent.living]
+    present = living_agents()
+    agents = _with_the_past(present) if everyone else [agent for agent in present if agent.living]
     if as_json:
         print_json([as_promised(agent) for agent in agents])
     elif quiet:
@@ -53,7 +54,7 @@ def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> None:
 def _with_the_past(present: list[Agent]) -> list[Agent]:
     from agentos.cli.past import past_agents  # noqa: PLC0415  # opens databases; `ps` alone must not
 
-    return [*past_agents(), *present]
+    return sorted([*past_agents(), *present], key=lambda agent: agent.started_at)
 
 
 def as_promised(agent: Agent) -> dict[str, Any]:
@@ -89,14 +90,14 @@ def command(value: Any) -> str:
 
 
 def state(row: dict[str, Any]) -> str:
-    """Return the state with what explains it: `stopped(signal)`, `terminated(3)`, `terminated(SIGKILL)`."""
+    """Return the state, of an ended agent with how it ended: `terminated(3)`, `terminated(SIGKILL)`."""
     word = str(row.get("state") or "?")
-    detail = row.get("mechanism") if word == "stopped" else None
-    if word == "terminated":
-        detail = row.get("exit_code")
-        if row.get("exit_signal") is not None:
-            detail = _signal_name(int(row["exit_signal"]))
-    return word if detail is None else f"{word}({detail})"
+    if word != "terminated":
+        return word
+    number, code = row.get("exit_signal"), row.get("exit_code")
+    if number is None and code is None:
+        return word
+    return f"{word}({code if number is None else _signal_name(int(number))})"
 
 
 def _signal_name(number: int) -> str:

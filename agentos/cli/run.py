@@ -6,10 +6,7 @@ kernel started. Attached (agentos.cli.attached) unless -d.
 
 from __future__ import annotations
 
-import importlib.machinery
 import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +17,19 @@ import click
 from agentos.cli import attached
 from agentos.cli.options import Duration, Level, Operations, Pair, Rule
 from agentos.cli.output import say
+from agentos.cli.what import natural_name, what_to_run
 from agentos.client import launch
-from agentos.errors import BadRequest, LevelUnavailable, ProgramNotFound, ProgramNotRunnable, nearest
-from agentos.policies import Policy
+from agentos.errors import BadRequest, HostError, LevelUnavailable, PolicyLoadError, nearest
+from agentos.policies import BUILTINS, EffectivePolicy, Policy
+from agentos.runs import state_dir
+from agentos.supervisor.policy_source import parse_rule
 
 NAME_CHARS_MAX: Final = 128
 DEFAULT_GRACE_S: Final = 10.0  # as docker and podman: people know it
+ROOM_BYTES_MIN: Final = 1024 * 1024  # an empty record and its journal take a third of it
+STDIN: Final = 0  # open, if only to /dev/null, since this program started
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"  # execvp(3) without PATH, plus what distributions add
 
-_FUNCTION: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
-_FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
 _HOOKS_ONLY: Final = "this version mediates Python agents by audit hooks (level 'hooks'); pass --require hooks or none"
 _NOT_MEDIATED: Final = (
     "this version cannot mediate executables; pass --require none to run this one supervised, recorded and "
@@ -114,41 +114,50 @@ def run(**options: Any) -> int:
     """
     wishes = Wishes(**options)
     plan = prepare(wishes, os.environ)
+    _check_room()
     started = launch.start_kernel(
-        policy=plan.policy,
-        policy_text=plan.policy_text,
-        policy_files=plan.policy_files,
+        policy=plan.policy.name,
+        policy_text=plan.policy.text,
+        policy_files=plan.policy.files,
         workspace=plan.workspace,
         attached=not wishes.detach,
         debug=bool(os.environ.get("AGENTOS_DEBUG")),
     )
+    detached = False
     try:
-        return _start(started, plan, wishes)
-    finally:
-        started.link.close()
-
-
-def _start(started: launch.Started, plan: Plan, wishes: Wishes) -> int:
-    passes_stdin = not wishes.detach and _has_stdin()
-    params = {**plan.params, "stdin": "passed" if passes_stdin else "null"}
-    agent = started.link.call("start", params, [0] if passes_stdin else ())
-    for note in agent.get("notes", ()):
-        say(str(note))
-    if wishes.detach:
+        agent = started.link.call("start", plan.params, () if wishes.detach else [STDIN])
+        for note in agent.get("notes", ()):
+            say(str(note))
+        if not wishes.detach:
+            is_python = plan.params["kind"] == "python"
+            return attached.attend(started, str(agent["id"]), is_python=is_python, grace_s=wishes.grace_s)
         started.link.call("detach")
+        detached = True
         print(agent["id"])
-        started.guard.returncode = 0  # it is not ours to wait for any more
-        return 0
-    return attached.attend(started, str(agent["id"]), grace_s=wishes.grace_s)
+    finally:
+        if detached:
+            started.link.close()
+            started.guard.returncode = 0  # it is not ours to wait for any more
+        else:
+            attached.close_run(started)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The policy that --policy means, loaded once."""
+
+    loaded: Policy
+    name: str
+    text: str | None = None  # of a file: the kernel gets what was checked, whatever becomes of the file
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the kernel is started with, and the parameters of `start` without stdin."""
 
-    policy: str
-    policy_text: str | None  # of a file: the kernel gets what was checked, whatever becomes of the file
-    policy_files: tuple[str, ...]
+    policy: Choice
     workspace: str
     params: dict[str, Any]
 
@@ -160,11 +169,12 @@ def prepare(wishes: Wishes, environment: Mapping[str, str]) -> Plan:
     if wishes.timeout_s == 0:
         raise BadRequest("--timeout must be longer than nothing; leave it out for no time-out")
     policy = _policy(wishes.policy)
-    workspace = _directory(wishes.workspace or os.getcwd(), "--workspace")
+    workspace = _directory(wishes.workspace or _here(), "--workspace")
     cwd = _directory(wishes.cwd, "--cwd") if wishes.cwd else workspace
     env, passed = parse_environment(wishes.env, environment)
-    what = _what_to_run(wishes.words, cwd, env.get("PATH") or environment.get("PATH") or DEFAULT_PATH)
+    what = what_to_run(wishes.words, cwd, env.get("PATH") or environment.get("PATH") or DEFAULT_PATH)
     _check_level(wishes.require, what["kind"])
+    _check_rules(policy.loaded, wishes, workspace)
     params = {
         **what,
         "name": _name(wishes.name, wishes.words[0]),
@@ -181,20 +191,41 @@ def prepare(wishes: Wishes, environment: Mapping[str, str]) -> Plan:
         "require": wishes.require,
         "start_paused": wishes.start_paused,
     }
-    return Plan(*policy, workspace, params)
+    return Plan(policy, workspace, params)
 
 
-def _policy(word: str) -> tuple[str, str | None, tuple[str, ...]]:
-    """Return name, text and files of a policy, after loading it once. Raises PolicyLoadError, BadRequest."""
+def _policy(word: str) -> Choice:
+    """Load what --policy means. Raises PolicyLoadError, BadRequest."""
     path = Path(word)
     if "/" not in word and path.suffix not in {".yaml", ".yml"}:
-        Policy.builtin(word)
-        return word, None, ()
-    if not path.is_file():
+        if word not in BUILTINS:
+            hint = f"; for the file write ./{word}" if path.is_file() else nearest(word, BUILTINS)
+            raise BadRequest(f"--policy {word}: no built-in policy{hint}; known: {', '.join(BUILTINS)}, or a YAML file")
+        return Choice(Policy.builtin(word), word)
+    if path.is_dir():
+        raise BadRequest(f"--policy {word} is a directory; name the YAML file in it")
+    if not path.exists():
         siblings = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise BadRequest(f"--policy {word}: no such file{nearest(path.name, siblings)}")
-    Policy.from_yaml(path)  # by path: its complaints then name file, line and column
-    return path.stem, path.read_text(encoding="utf-8"), (str(path.resolve()),)
+    loaded = Policy.from_yaml(path)  # by path: its complaints then name file, line and column
+    return Choice(loaded, path.stem, path.read_text(encoding="utf-8"), (str(path.resolve()),))
+
+
+def _check_rules(policy: Policy, wishes: Wishes, workspace: str) -> None:
+    """Make the rules of --allow and --deny as the kernel will. Raises PolicyLoadError, BadRequest, naming the rule."""
+    for action, texts in (("allow", wishes.allow), ("deny", wishes.deny)):
+        for text in texts:
+            try:
+                EffectivePolicy(policy, workspace=workspace, extra_rules=(parse_rule(action, text),))
+            except PolicyLoadError as error:
+                raise BadRequest(f"--{action} {text}: {error.message}") from error
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise BadRequest("the current directory does not exist any more; cd to one that does") from None
 
 
 def _directory(word: str, option: str) -> str:
@@ -209,17 +240,12 @@ def _directory(word: str, option: str) -> str:
 
 
 def _name(wanted: str | None, first_word: str) -> str:
-    name = wanted if wanted is not None else _natural_name(first_word)
-    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable() or name.startswith("-"):
-        raise BadRequest(f"--name {name!r} must be 1 to {NAME_CHARS_MAX} printable characters and not begin with '-'")
+    name = natural_name(first_word)[:NAME_CHARS_MAX] if wanted is None else wanted
+    if len(name) > NAME_CHARS_MAX:
+        raise BadRequest(f"--name {name[:20]!r}… is {len(name)} characters long; {NAME_CHARS_MAX} are possible")
+    if not name or not name.isprintable() or name.startswith("-"):
+        raise BadRequest(f"--name {name!r} must be printable, not empty, and not begin with '-'")
     return name
-
-
-def _natural_name(first_word: str) -> str:
-    if _FUNCTION.fullmatch(first_word) or _FILE_FUNCTION.fullmatch(first_word):
-        return first_word.rpartition(":")[2]
-    name = "".join(char if char.isprintable() else "_" for char in os.path.basename(first_word)).lstrip("-")
-    return name[:NAME_CHARS_MAX] or "agent"
 
 
 def parse_environment(wanted: Sequence[str], ours: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -238,58 +264,6 @@ def parse_environment(wanted: Sequence[str], ours: Mapping[str, str]) -> tuple[d
     return env, passed
 
 
-def _what_to_run(words: Sequence[str], cwd: str, search_path: str) -> dict[str, Any]:
-    """Return kind, argv or target and args. Raises ProgramNotFound, ProgramNotRunnable, BadRequest."""
-    first = words[0]
-    in_file = _FILE_FUNCTION.fullmatch(first)
-    if in_file:
-        path = Path(in_file["file"])
-        if not path.is_file():
-            raise ProgramNotFound(first, f"{path}: no such file{_nearest_file(path)}")
-        return {"kind": "python", "target": f"{path.resolve()}:{in_file['function']}", "args": list(words[1:])}
-    if _FUNCTION.fullmatch(first):
-        _find_module(first.partition(":")[0], cwd)
-        return {"kind": "python", "target": first, "args": list(words[1:])}
-    check_program(first, cwd, search_path)
-    return {"kind": "program", "argv": list(words)}
-
-
-def _find_module(module: str, cwd: str) -> None:
-    """Look for the top-level package without importing anything; what is below it only the agent may execute."""
-    top = module.partition(".")[0]
-    if top not in sys.builtin_module_names and importlib.machinery.PathFinder.find_spec(top, [cwd, *sys.path]) is None:
-        local = [path.stem for path in Path(cwd).glob("*.py")]
-        raise ProgramNotFound(module, f"no module {top!r} in {cwd} or on the Python path{nearest(top, local)}")
-
-
-def _nearest_file(path: Path) -> str:
-    return nearest(path.name, [each.name for each in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
-
-
-def check_program(word: str, cwd: str, search_path: str) -> None:
-    """Look for a program as execvp(3) would from `cwd`. Raises ProgramNotFound, ProgramNotRunnable."""
-    if not word or "\0" in word:
-        raise ProgramNotFound(word, "this is no name of a program")
-    if "/" in word:
-        _check_file(word, os.path.normpath(os.path.join(cwd, word)))
-        return
-    candidates = [os.path.join(cwd, folder, word) for folder in search_path.split(os.pathsep)]
-    files = [path for path in candidates if os.path.isfile(path)]
-    if not files:
-        raise ProgramNotFound(word)
-    if not any(os.access(path, os.X_OK) for path in files):
-        raise ProgramNotRunnable(word, f"{files[0]} is not executable")
-
-
-def _check_file(word: str, path: str) -> None:
-    if not os.path.exists(path):
-        raise ProgramNotFound(word, "no such file")
-    if os.path.isdir(path):
-        raise ProgramNotRunnable(word, "it is a directory")
-    if not os.access(path, os.X_OK):
-        raise ProgramNotRunnable(word, f"it is not executable; chmod +x {path}")
-
-
 def _check_level(required: str | None, kind: str) -> None:
     """Raise LevelUnavailable when this version cannot put up what is required, and say which flag would start it."""
     if kind == "program" and required != "none":
@@ -298,9 +272,12 @@ def _check_level(required: str | None, kind: str) -> None:
         raise LevelUnavailable(required, "hooks", _HOOKS_ONLY)
 
 
-def _has_stdin() -> bool:
-    try:
-        os.fstat(0)
-    except OSError:
-        return False
-    return True
+def _check_room() -> None:
+    """Refuse to start where the record would not fit: found now it costs nothing, later it costs the agent."""
+    place = state_dir()
+    free = os.statvfs(place)
+    free_bytes = free.f_bavail * free.f_frsize
+    if free_bytes < ROOM_BYTES_MIN:
+        raise HostError(
+            f"{place} has {free_bytes // 1024} KiB left, too little for a record; make room, or set AGENTOS_STATE_DIR"
+        )

@@ -46,6 +46,11 @@ class Agent(NamedTuple):
         return self.name or self.id
 
     @property
+    def started_at(self) -> str:
+        """RFC 3339 in UTC, so that text order is time order."""
+        return str(self.row.get("started_at") or "")
+
+    @property
     def living(self) -> bool:
         """Whether anything of its tree may still live; `terminated` alone is said of a leader that exited."""
         if "ended_at" in self.row:
@@ -99,7 +104,7 @@ def _the_one(target: str, named: Sequence[Agent]) -> Agent:
     living = [agent for agent in named if agent.living]
     if living:
         return _the_only(target, living)
-    return max(named, key=lambda agent: str(agent.row.get("started_at") or ""))
+    return max(named, key=lambda agent: agent.started_at)
 
 
 def _the_only(target: str, found: Sequence[Agent]) -> Agent:

@@ -87,7 +87,7 @@ def test_the_main_job_is_seen_frozen_continued_and_told(terminal: Terminal) -> N
     assert "refused: Secrets are none of a report's business" in out
     assert (PROJECT / "build/repo-report.md").read_text().startswith("# ")
     assert "denied read .env" in err
-    explains = err.splitlines()[-1].rpartition("see: agentos ")[2].split()
+    explains = err.splitlines()[-1].rpartition("see: bin/agentos ")[2].split()
     assert "Secrets are none" in terminal.agentos(*explains)
     assert_the_story(terminal)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentos.cli.attached import DECISIONS, DENIALS_SHOWN_A_SECOND, Denials, Order, Phase, Press, exit_code
+from agentos.cli.attached import DENIALS_SHOWN_A_SECOND, Denials, exit_code
+from agentos.cli.keys import DECISIONS, Order, Phase, Press
 
 SECOND = 1_000_000_000
 

@@ -52,6 +52,8 @@ def test_a_life_reads_as_a_story() -> None:
     assert one_line(event("kernel_stopped", agent_name="", agent_id="", why="shutdown")).endswith(
         "kernel        kernel stopped  why shutdown"
     )
+    assert one_line(event("agent_exited", how="exit code 0", actions=1, violations=0)).endswith("; 1 action, 0 denied")
+    assert one_line(event("signal_confirmed", signal="SIGSTOP", ok=True, processes=1)).endswith("confirmed, 1 process")
 
 
 VALUES = st.recursive(

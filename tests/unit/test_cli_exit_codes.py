@@ -103,7 +103,7 @@ BAD_INPUT = [
 )
 def test_bad_input(agentos: Cli, words: list[str], code: int, text: str) -> None:
     (agentos.work / "plain").write_text("no program")
-    (agentos.work / "agents.py").write_text("raise SystemExit('imported')")
+    (agentos.work / "agents.py").write_text("raise SystemExit('imported')\n\ndef main(): ...\n")
     (agentos.work / "bad.yaml").write_text("version: 1\nrulez: []\n")
     (agentos.work / "src").mkdir()
     done = agentos(*words, PATH=f"{os.defpath}:{agentos.work}")

@@ -44,7 +44,10 @@ def test_streams_gaps_and_drops_go_where_they_belong(capfdbinary: pytest.Capture
     )
     out, err = capfdbinary.readouterr()
     assert out == b"out\x1b[31m\n"  # no terminal: byte for byte
-    assert err.decode() == "agentos: … 1234 bytes missed …\nerr\nagentos: … 7 bytes dropped: disk …\n"
+    assert (
+        err.decode()
+        == "agentos: … 1234 bytes missed: the log was rotated before they were read …\nerr\nagentos: … 7 bytes dropped: disk …\n"
+    )
 
 
 def test_only_stderr_goes_to_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -60,7 +63,7 @@ def test_times_begin_the_lines(capfdbinary: pytest.CaptureFixture[bytes]) -> Non
 
 def test_a_character_cut_by_a_record_is_whole_on_a_terminal(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     whole = "ä\x1b!\n".encode()
-    Printer(escaped=True).show([Record(1, STDOUT, whole[:1]), Record(2, STDOUT, whole[1:])])
+    Printer(escaped=[1]).show([Record(1, STDOUT, whole[:1]), Record(2, STDOUT, whole[1:])])
     assert capfdbinary.readouterr().out.decode() == "ä\\x1b!\n"
 
 

@@ -86,7 +86,7 @@ def test_a_log_on_a_terminal_is_harmless_however_it_was_cut(chunks: list[bytes])
     out = io.TextIOWrapper(io.BytesIO())
     before, sys.stdout = sys.stdout, out
     try:
-        Printer(escaped=True).show(Record(0, STDOUT, chunk) for chunk in chunks)
+        Printer(escaped=[1]).show(Record(0, STDOUT, chunk) for chunk in chunks)
     finally:
         sys.stdout = before
     shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]  # a BytesIO

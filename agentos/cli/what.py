@@ -1,0 +1,176 @@
+"""What shall run, found and checked before anything is started, without executing any of it.
+
+A program is looked for as execvp(3) would. Of a Python target the module is looked for on the path, and its source is
+parsed, never imported: code of an agent runs in the agent. Where a module makes names that its source does not show,
+or has no source, nothing is claimed and the agent says what is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from agentos.errors import ProgramNotFound, ProgramNotRunnable, nearest
+
+SOURCE_BYTES_MAX: Final = 16 * 1024 * 1024  # more is no module that a person wrote; the agent may try it
+_SHEBANG_BYTES: Final = 256  # what Linux itself reads of one (execve(2))
+
+_FUNCTION: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_FILE_FUNCTION: Final = re.compile(r"(?P<file>.+\.py):(?P<function>[^\W\d]\w*)")
+# Who uses one of these can give a module names that nothing in its source shows.
+_MAKES_NAMES: Final = frozenset({"__getattr__", "globals", "vars", "setattr", "exec", "modules", "locals"})
+
+
+def what_to_run(words: Sequence[str], cwd: str, search_path: str) -> dict[str, Any]:
+    """Return kind, and argv or target and args. Raises ProgramNotFound, ProgramNotRunnable."""
+    first = words[0]
+    in_file = _FILE_FUNCTION.fullmatch(first)
+    if in_file:
+        path = Path(in_file["file"])
+        if not path.is_file():
+            raise ProgramNotFound(first, f"{path}: no such file{_nearest_file(path)}")
+        _check_function(first, str(path), in_file["function"])
+        return {"kind": "python", "target": f"{path.resolve()}:{in_file['function']}", "args": list(words[1:])}
+    if _FUNCTION.fullmatch(first):
+        module, _, function = first.partition(":")
+        source = _find_module(first, module, cwd)
+        if source:
+            _check_function(first, source, function)
+        return {"kind": "python", "target": first, "args": list(words[1:])}
+    check_program(first, cwd, search_path)
+    return {"kind": "program", "argv": list(words)}
+
+
+def natural_name(first_word: str) -> str:
+    """Return what an agent is called when nobody named it: its function, or its program without the folders."""
+    if _FUNCTION.fullmatch(first_word) or _FILE_FUNCTION.fullmatch(first_word):
+        return first_word.rpartition(":")[2]
+    return "".join(char if char.isprintable() else "_" for char in os.path.basename(first_word)).lstrip("-") or "agent"
+
+
+# --- programs --------------------------------------------------------------------------------------------------------
+
+
+def check_program(word: str, cwd: str, search_path: str) -> None:
+    """Look for a program as execvp(3) would from `cwd`. Raises ProgramNotFound, ProgramNotRunnable."""
+    if not word or "\0" in word:
+        raise ProgramNotFound(word, "this is no name of a program")
+    if "/" in word:
+        _check_file(word, os.path.normpath(os.path.join(cwd, word)))
+        return
+    folders = [os.path.join(cwd, folder) for folder in search_path.split(os.pathsep)]
+    files = [path for folder in folders if os.path.isfile(path := os.path.join(folder, word))]
+    if not files:
+        if word.endswith(".py") and os.path.isfile(os.path.join(cwd, word)):
+            raise ProgramNotFound(word, f"not found on PATH; {_how_to_run_python(word)}")
+        raise ProgramNotFound(word, f"not found on PATH{nearest(word, _programs(folders))}")
+    found = next((path for path in files if os.access(path, os.X_OK)), None)
+    if found is None:
+        raise ProgramNotRunnable(word, f"{files[0]} is not executable")
+    _check_interpreter(word, found)
+
+
+def _programs(folders: Sequence[str]) -> Iterator[str]:
+    for folder in folders:
+        try:
+            yield from os.listdir(folder)
+        except OSError:  # PATH may name what is not there
+            continue
+
+
+def _check_file(word: str, path: str) -> None:
+    if os.path.islink(path) and not os.path.exists(path):
+        raise ProgramNotFound(word, f"it is a link to {os.readlink(path)}, which does not exist")
+    if not os.path.exists(path):
+        folder, name = os.path.split(path)
+        raise ProgramNotFound(word, f"no such file{nearest(name, _programs([folder]))}")
+    if os.path.isdir(path):
+        raise ProgramNotRunnable(word, "it is a directory")
+    if not os.access(path, os.X_OK):
+        hint = _how_to_run_python(word) if word.endswith(".py") else f"chmod +x {path}"
+        raise ProgramNotRunnable(word, f"it is not executable; {hint}")
+    _check_interpreter(word, path)
+
+
+def _how_to_run_python(word: str) -> str:
+    return f"for a function of this Python file write {word}:FUNCTION, for the file as a program: python3 {word}"
+
+
+def _check_interpreter(word: str, path: str) -> None:
+    """Say which interpreter of a script is missing: execve(2) would only say `No such file` of the script."""
+    try:
+        with open(path, "rb") as file:
+            first = file.read(_SHEBANG_BYTES).partition(b"\n")[0]
+    except OSError:  # executable and not readable is a program all the same
+        return
+    if first.startswith(b"#!"):
+        interpreter = os.fsdecode(first[2:].strip().partition(b" ")[0])
+        if os.path.isabs(interpreter) and not os.path.exists(interpreter):
+            raise ProgramNotRunnable(word, f"its interpreter {interpreter} does not exist")
+
+
+# --- Python ----------------------------------------------------------------------------------------------------------
+
+
+def _find_module(target: str, module: str, cwd: str) -> str | None:
+    """Return the source of a module, None where it has none. Raises ProgramNotFound. Imports nothing."""
+    if module in sys.modules or module in sys.builtin_module_names:
+        return None
+    place, path, known, source = cwd, [cwd, *sys.path], "", None
+    for part in module.split("."):
+        known = f"{known}.{part}".lstrip(".")
+        spec = importlib.machinery.PathFinder.find_spec(known, path)
+        if spec is None:
+            where = f"in {place} or on the Python path" if "." not in known else f"in {place}"
+            raise ProgramNotFound(target, f"no module {known!r} {where}{nearest(part, _modules(path))}")
+        path = list(spec.submodule_search_locations or ())
+        place = path[0] if path else str(spec.origin)
+        source = spec.origin if spec.has_location and str(spec.origin).endswith(".py") else None
+    return source
+
+
+def _modules(path: Sequence[str]) -> Iterator[str]:
+    """Yield the names that a person may have meant: files and packages in the first, local, place."""
+    folder = Path(path[0]) if path else None
+    for each in folder.iterdir() if folder is not None and folder.is_dir() else ():
+        if each.suffix == ".py" or (each / "__init__.py").is_file():
+            yield each.stem
+
+
+def _check_function(target: str, path: str, name: str) -> None:
+    """Raise ProgramNotFound when the source at `path` plainly has no `name`."""
+    names = _names_of(path)
+    if names is not None and name not in names:
+        functions = [each for each, is_function in names.items() if is_function]
+        raise ProgramNotFound(target, f"{path} has no function {name!r}{nearest(name, functions)}")
+
+
+def _names_of(path: str) -> Mapping[str, bool] | None:
+    """Return every name that the source binds anywhere, and whether as a function; None when it cannot be told."""
+    try:
+        if os.path.getsize(path) > SOURCE_BYTES_MAX:
+            return None
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the agent's own error, said by the agent
+        return None
+    names: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[node.name] = True
+        elif isinstance(node, ast.alias):
+            names[(node.asname or node.name).partition(".")[0]] = False
+        elif isinstance(node, ast.Name):
+            names.setdefault(node.id, False)
+        elif isinstance(node, ast.Attribute):
+            names.setdefault(node.attr, False)
+    return None if "*" in names or _MAKES_NAMES & names.keys() else names
+
+
+def _nearest_file(path: Path) -> str:
+    return nearest(path.name, [each.name for each in path.parent.glob("*.py")]) if path.parent.is_dir() else ""
