@@ -64,6 +64,8 @@ TRANSITIONS: Final[dict[tuple[State, type[Event]], State]] = {
     (State.STARTING, Began): State.RUNNING,
     (State.STARTING, Paused): State.STOPPED,  # --start-paused, or a stop that was faster than exec
     (State.STARTING, Resumed): State.STARTING,
+    (State.STARTING, Blocked): State.WAITING,  # it calls before its sentry could tell that it runs
+    (State.STARTING, Unblocked): State.RUNNING,
     (State.STARTING, StartFailed): State.EXITED,
     (State.STARTING, Exited): State.EXITED,
     (State.STARTING, Gone): State.TERMINATED,
@@ -75,11 +77,13 @@ TRANSITIONS: Final[dict[tuple[State, type[Event]], State]] = {
     (State.RUNNING, StartFailed): State.EXITED,
     (State.RUNNING, Exited): State.EXITED,
     (State.RUNNING, Gone): State.TERMINATED,
+    (State.WAITING, Began): State.WAITING,
     (State.WAITING, Paused): State.STOPPED,
     (State.WAITING, Resumed): State.WAITING,
     (State.WAITING, Blocked): State.WAITING,
     (State.WAITING, Unblocked): State.RUNNING,
     (State.WAITING, Exited): State.EXITED,
+    (State.WAITING, StartFailed): State.EXITED,
     (State.WAITING, Gone): State.TERMINATED,
     (State.STOPPED, Began): State.STOPPED,  # the start was confirmed late
     (State.STOPPED, Paused): State.STOPPED,
@@ -89,7 +93,10 @@ TRANSITIONS: Final[dict[tuple[State, type[Event]], State]] = {
     (State.STOPPED, StartFailed): State.EXITED,
     (State.STOPPED, Exited): State.EXITED,  # SIGKILL reaches a stopped process
     (State.STOPPED, Gone): State.TERMINATED,
-    (State.EXITED, Paused): State.EXITED,  # what was on its way when the agent ended
+    (State.EXITED, Began): State.EXITED,  # what was on its way when the agent ended
+    (State.EXITED, StartFailed): State.EXITED,
+    (State.EXITED, Blocked): State.EXITED,
+    (State.EXITED, Paused): State.EXITED,
     (State.EXITED, Resumed): State.EXITED,
     (State.EXITED, Unblocked): State.EXITED,
     (State.EXITED, Exited): State.EXITED,

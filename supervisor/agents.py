@@ -15,11 +15,17 @@ from agentos import lifecycle, wire
 from agentos.clock import RunningTime, rfc3339
 from agentos.lifecycle import State
 from agentos.policies import EffectivePolicy
+from agentos.supervisor.intake import Intake
 from agentos.supervisor.outbox import Outbox
 
 ENDED_KEPT: Final = 2_000
 DENIAL_WINDOW_S: Final = 1.0  # identical denials inside it are one durable event and a count
 DENIALS_TRACKED_MAX: Final = 256
+UNDECIDED_MAX: Final = 256  # actions of one agent whose denials are not durable yet; its library sends one at a time
+VERDICT_BYTES_MAX: Final = 64 * 1024  # verdicts it does not read: it is not read either until it does
+CALLS_MAX: Final = 1_024  # calls of one agent that wait for their answers
+CALL_BYTES_MAX: Final = 32 * 1024 * 1024
+RESULT_BYTES_MAX: Final = 256 * 1024 * 1024  # of results and states of ended agents, together
 
 
 @dataclass(slots=True)
@@ -62,7 +68,11 @@ class Agent:
     sentry_pid: int = 0
     exit_code: int | None = None
     exit_signal: int | None = None
+    exited: wire.Exited | None = None  # told by the sentry; on record a moment later
     lost: bool = False  # its sentry died: how the agent ended is not known
+    held: bool = (
+        False  # the last STOP or CONT that was commanded was a STOP: its clocks stand still while it is stopped
+    )
     spawn_error: wire.SpawnFailed | None = None
     actions: int = 0
     violations: int = 0
@@ -72,6 +82,8 @@ class Agent:
     ended_by: str = ""  # why the kernel ended it: "policy", "protocol", "timeout", "stop"
 
     result: bytes | None = None
+    collected: bool = False  # somebody was given the result
+    result_dropped: bool = False
     raised: wire.Raised | None = None
     saved_state: bytes | None = None
 
@@ -81,8 +93,15 @@ class Agent:
     up: int | None = None
     from_sentry: int | None = None
     descriptors: list[int] = field(default_factory=list)  # all of ours, closed when the agent is gone
-    last_pong_s: float = 0.0
-    pending: dict[int, asyncio.Future[Any]] = field(default_factory=dict)  # Deliver and Query by id
+    intake: Intake | None = None
+    hear_sentry: Callable[[], bool] | None = None  # read what its sentry said; None once that stream has ended
+    silent_beats: int = 0
+    undecided: int = 0
+    blocked: int = 0  # calls under way in which it waits for others
+    calls_waiting: int = 0
+    calls_bytes: int = 0
+    deliveries: dict[int, asyncio.Future[wire.Delivered]] = field(default_factory=dict)  # the sentry answers these
+    queries: dict[int, asyncio.Future[wire.Answer]] = field(default_factory=dict)  # and the agent itself these
     denials: dict[tuple[str, str, str], RepeatedDenial] = field(default_factory=dict)
     changed: list[Callable[[], None]] = field(default_factory=list)  # called after every change of state
     first_seen: asyncio.Event = field(default_factory=asyncio.Event)  # exec succeeded or failed
@@ -101,15 +120,23 @@ class Agent:
     def ended(self) -> bool:
         return self.state in lifecycle.ENDED
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much of what it sent is unanswered that it must wait before it sends more."""
+        unread = self.verdicts.pending_bytes if self.verdicts is not None else 0
+        return self.undecided >= UNDECIDED_MAX or unread > VERDICT_BYTES_MAX
+
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close every descriptor of an agent that is gone."""
-        for reader in (self.up, self.from_sentry):
-            if reader is not None:
-                loop.remove_reader(reader)
+        if self.intake is not None:
+            self.intake.close()
+        if self.from_sentry is not None:
+            loop.remove_reader(self.from_sentry)
         for outbox in (self.to_sentry, self.verdicts, self.calls):
             if outbox is not None:
                 outbox.close()
-        self.to_sentry = self.verdicts = self.calls = self.up = self.from_sentry = None
+        self.to_sentry = self.verdicts = self.calls = self.intake = self.hear_sentry = None
+        self.up = self.from_sentry = None
         for descriptor in self.descriptors:
             os.close(descriptor)
         self.descriptors = []
@@ -150,6 +177,17 @@ class Agents:
         if len(self._by_id) > ENDED_KEPT:
             for old in [one for one in self._by_id.values() if one.gone.is_set()][: len(self._by_id) - ENDED_KEPT]:
                 del self._by_id[old.id]
+
+    def forget_results(self) -> None:
+        """Keep what ended agents left within RESULT_BYTES_MAX: what was collected goes first, then the oldest."""
+        holding = [one for one in self._by_id.values() if one.gone.is_set() and (one.result or one.saved_state)]
+        held = sum(len(one.result or b"") + len(one.saved_state or b"") for one in holding)
+        for agent in sorted(holding, key=lambda one: not one.collected):  # stable: otherwise oldest first
+            if held <= RESULT_BYTES_MAX:
+                return
+            held -= len(agent.result or b"") + len(agent.saved_state or b"")
+            agent.result_dropped = agent.result is not None
+            agent.result = agent.saved_state = None
 
     def get(self, agent_id: str) -> Agent | None:
         return self._by_id.get(agent_id)

@@ -1,6 +1,6 @@
 """The broker: frames from agents and sentries in, records, verdicts and signals out. The hot path of the project.
 
-The way of one action: `read_agent` → wire.Decoder → `_on_act` → policy.decide → decide.react → [Record → journal,
+The way of one action: Intake → wire.Decoder → `_on_act` → policy.decide → decide.react → [Record → journal,
 Respond → verdict pipe, Send → sentry]. It runs in the kernel's one loop and must never block it.
 """
 
@@ -21,11 +21,12 @@ from agentos.recorder.redact import redact_argv, redact_claims
 from agentos.signals import AgentSignal, describe_exit
 from agentos.supervisor import decide
 from agentos.supervisor.agents import DENIAL_WINDOW_S, DENIALS_TRACKED_MAX, Agent, RepeatedDenial
+from agentos.supervisor.intake import Intake
 from agentos.supervisor.recording import Recording
 
-READ_BYTES: Final = 65_536
-READS_AT_END: Final = 4_096  # what may still lie in a dead agent's pipe, many times over
 TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
+RAISED_MAX: Final = 40_000  # characters of a message or a traceback
+VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
 
 class Broker:
@@ -50,44 +51,23 @@ class Broker:
 
     def watch_agent(self, agent: Agent, descriptor: int) -> None:
         """Read the agent's up pipe from now on."""
-        os.set_blocking(descriptor, False)
-        decoder = wire.Decoder(wire.FROM_AGENT)
-        self._loop.add_reader(descriptor, partial(self._read_agent, agent, descriptor, decoder))
+        agent.intake = Intake(
+            self._loop, descriptor,
+            take=partial(self._take, agent),
+            fault=partial(self.protocol_fault, agent),
+            is_full=lambda: agent.is_full,
+        )  # fmt: skip
 
-    def drain_agent(self, agent: Agent, descriptor: int) -> None:
-        """The process is dead: read what it left in the pipe, so that a result is never lost to its own exit."""
-        self._loop.remove_reader(descriptor)
-        decoder = wire.Decoder(wire.FROM_AGENT)
-        for _ in range(READS_AT_END):
-            if not self._read_agent(agent, descriptor, decoder):
-                return
-
-    def _read_agent(self, agent: Agent, descriptor: int, decoder: wire.Decoder) -> bool:
-        try:
-            data = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._loop.remove_reader(descriptor)
-            if decoder.pending_bytes:
-                self.protocol_fault(agent, ProtocolError(f"the stream ends in a frame ({decoder.pending_bytes} bytes)"))
-            return False
-        try:
-            for frame in decoder.feed(data):
-                if type(frame) is wire.Act:
-                    self._on_act(agent, frame, len(data))
-                else:
-                    self._on_frame(agent, frame)
-        except ProtocolError as error:
-            self._loop.remove_reader(descriptor)
-            self.protocol_fault(agent, error)
-            return False
-        return True
+    def _take(self, agent: Agent, frame: Any) -> None:
+        if type(frame) is wire.Act:
+            self._on_act(agent, frame)
+        else:
+            self._on_frame(agent, frame)
 
     # --- one action ------------------------------------------------------------------------------------------------
 
-    def _on_act(self, agent: Agent, act: wire.Act, size: int) -> None:
-        if len(act.resource) > RESOURCE_BYTES_MAX or size > READ_BYTES * 8:
+    def _on_act(self, agent: Agent, act: wire.Act) -> None:
+        if len(act.resource) > RESOURCE_BYTES_MAX:
             raise ProtocolError(f"Act.resource has {len(act.resource)} characters, the limit is {RESOURCE_BYTES_MAX}")
         agent.actions += 1
         now_s = self._loop.time()
@@ -124,9 +104,16 @@ class Broker:
             return
         finish = partial(self._finish, agent, act, commands[1:], seq, record)
         if record.durable:
-            self._recording.when_durable(seq, finish)
+            agent.undecided += 1
+            self._recording.when_durable(seq, partial(self._finish_durable, agent, finish))
         else:
-            finish(durable=True)
+            finish(True)
+
+    def _finish_durable(self, agent: Agent, finish: Callable[[bool], None], durable: bool) -> None:
+        agent.undecided -= 1
+        finish(durable)
+        if agent.intake is not None:
+            agent.intake.go_on()
 
     def _finish(
         self,
@@ -215,12 +202,12 @@ class Broker:
             case wire.Result():
                 agent.result = frame.value
             case wire.Raised():
-                agent.raised = frame
+                agent.raised = _clipped(frame)
                 self.note(
                     agent, "agent_raised", {"type": frame.type, "message": frame.message[:TEXT_MAX]}, severity="error"
                 )
-            case wire.Answer():
-                waiting = agent.pending.pop(frame.id, None)
+            case wire.Answer():  # one that nobody asked for, or waits for any more, is nothing
+                waiting = agent.queries.pop(frame.id, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(frame)
             case wire.Call():
@@ -230,7 +217,7 @@ class Broker:
         """Record what was wrong with the stream and end that agent; nobody else notices."""
         if agent.ended:
             return
-        agent.ended_by = "protocol"
+        agent.ended_by = agent.ended_by or "protocol"
         agent.violations += 1
         self.note(agent, "protocol_error", {"error": str(error)[:TEXT_MAX]}, severity="error", durable=True)
         self._deliver(agent, AgentSignal.SIGKILL, "tree")
@@ -244,12 +231,14 @@ class Broker:
                 agent.pid, agent.start_ticks = frame.pid, frame.start_ticks
             case wire.SpawnFailed():
                 agent.spawn_error = frame
+                data = {"errno": frame.errno, "error": os.strerror(frame.errno), "what": frame.what}
+                self.note(agent, "agent_start_failed", data, severity="warning")
                 agent.move(lifecycle.StartFailed())
                 agent.first_seen.set()
             case wire.StateSeen():
                 self._on_state(agent, frame)
             case wire.Delivered():
-                waiting = agent.pending.pop(frame.id, None)
+                waiting = agent.deliveries.pop(frame.id, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(frame)
             case wire.LogGrew():
@@ -262,18 +251,25 @@ class Broker:
         if frame.mechanism == "exec":
             agent.move(lifecycle.Began())
         else:
-            agent.mechanism = frame.mechanism if frame.state == "stopped" else ""
-            changed = agent.move(lifecycle.Paused() if frame.state == "stopped" else lifecycle.Resumed())
+            stopped = frame.state == "stopped"
+            changed = agent.move(lifecycle.Paused() if stopped else lifecycle.Resumed())
+            if changed or frame.mechanism.startswith("signal"):  # SIGCHLD tells of our own signals once more
+                agent.mechanism = frame.mechanism if stopped else ""
             if changed:
-                event = "agent_stopped" if frame.state == "stopped" else "agent_continued"
+                if agent.blocked and not stopped:
+                    agent.move(lifecycle.Blocked())
+                event = "agent_stopped" if stopped else "agent_continued"
                 self.note(agent, event, {"mechanism": frame.mechanism})
                 self._notify(agent, "agent", {})
         agent.first_seen.set()
 
-    def on_exit(self, agent: Agent, frame: wire.Exited) -> None:
-        """Put the exit on record before the sentry may reap."""
+    def on_exit(self, agent: Agent, frame: wire.Exited, unfinished_bytes: int) -> None:
+        """Put the exit on record before the sentry may reap. It may have died inside a frame: that is said too."""
         agent.exit_code, agent.exit_signal = frame.code, frame.signal
         self.flush_denials(agent)
+        if unfinished_bytes:
+            text = f"the agent ended inside a frame, after {unfinished_bytes} bytes of it"
+            self.note(agent, "protocol_error", {"error": text}, severity="warning")
         data = {
             "exit_code": frame.code,
             "exit_signal": frame.signal,
@@ -286,3 +282,18 @@ class Broker:
         severity = "info" if frame.code == 0 else "warning"
         self.note(agent, "agent_exited", data, severity=severity, durable=True)
         agent.move(lifecycle.Exited())
+
+
+def _clipped(raised: wire.Raised) -> wire.Raised:
+    """An agent's last words are kept as long as its row is: no longer than its own library would make them."""
+    return wire.Raised(
+        raised.type[:TEXT_MAX], raised.message[:RAISED_MAX], raised.traceback[:RAISED_MAX], _plain(raised.violation)
+    )
+
+
+def _plain(violation: dict[str, Any] | None) -> dict[str, Any] | None:
+    if violation is None:
+        return None
+    fields = ((name, violation.get(name)) for name in VIOLATION_FIELDS)
+    return {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields
+            if isinstance(value, str | int)}  # fmt: skip

@@ -6,8 +6,9 @@ Everything an agent asks acts on itself and its descendants only; what would wid
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos import errors, lifecycle
@@ -221,12 +222,9 @@ class Calls:
     async def wait_all(self, caller: Caller, params: Params) -> list[bytes]:
         """Wait until all of `ids` ended; their packed results in order, else every failure at once."""
         agents = [self._agent(caller, {"id": one}, "wait_all") for one in params["ids"]]
-        if caller.agent is not None and not caller.agent.ended:
-            caller.agent.move(lifecycle.Blocked())
-        for agent in agents:
-            await agent.gone.wait()
-        if caller.agent is not None and not caller.agent.ended:
-            caller.agent.move(lifecycle.Unblocked())
+        with _blocked(caller.agent):
+            for agent in agents:
+                await agent.gone.wait()
         results, failures = [], []
         for agent in agents:
             try:
@@ -268,6 +266,23 @@ class Calls:
         await self._kernel.shut_down("shutdown")
 
 
+@contextlib.contextmanager
+def _blocked(agent: Agent | None) -> Iterator[None]:
+    """Show that an agent waits for others; it may wait in several calls at once."""
+    if agent is None:
+        yield
+        return
+    agent.blocked += 1
+    if not agent.ended:
+        agent.move(lifecycle.Blocked())
+    try:
+        yield
+    finally:
+        agent.blocked -= 1
+        if not agent.blocked and not agent.ended:
+            agent.move(lifecycle.Unblocked())
+
+
 def outcome(agent: Agent) -> bytes:
     """Return the packed result of an ended agent, or raise what became of it."""
     if agent.timed_out:
@@ -281,11 +296,16 @@ def outcome(agent: Agent) -> bytes:
         raise AgentFailed(f"{agent.name} raised {raised.type}: {raised.message}", agent_id=agent.id,
                           remote_type=raised.type, remote_traceback=raised.traceback)  # fmt: skip
     if agent.result is not None and agent.exit_code == 0:
+        agent.collected = True
         return agent.result
     if agent.ended_by == "policy":
         last = f"{agent.name} was ended by its policy"
         raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
     how = describe_exit(agent.exit_code, agent.exit_signal)
+    if agent.ended_by == "protocol":
+        how += "; it sent what is no frame, see the protocol_error in `agentos audit`"
+    elif agent.result_dropped:
+        how += "; its result was dropped, too much waited to be collected"
     raise AgentFailed(f"{agent.name} ended without a result: {how}", agent_id=agent.id, exit_code=agent.exit_code,
                       signal=agent.exit_signal)  # fmt: skip
 

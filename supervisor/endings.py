@@ -1,7 +1,8 @@
-"""Signals to agents, and how agents end: stop, time-out, a dead or hung sentry. Everything confirmed, nothing assumed.
+"""Signals to agents, and how agents end: stop, time-out, a dead sentry. Everything confirmed, nothing assumed.
 
-Clocks that watch an agent stand still while it is stopped (RunningTime). A signal is delivered by the sentry and is
-done when the sentry says that Linux says so.
+A signal is delivered by the sentry and is done when the sentry says that Linux says so. Commands to one agent take
+effect in the order in which they came. Clocks that watch an agent stand still while it is *held*: stopped, by a STOP
+that was commanded. An agent that stops itself, while what it started runs on, gains no time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import signal as posix
 from collections.abc import Callable
 from functools import partial
@@ -20,13 +20,9 @@ from agentos.clock import Clock, RunningTime
 from agentos.errors import StillAlive
 from agentos.lifecycle import State
 from agentos.signals import AgentSignal, default_scope
-from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 
-PING_EVERY_S: Final = 1.0
-STOPPED_SENTRY_S: Final = 2.0  # an agent of the same uid may SIGSTOP its sentry; a stopped sentry answers nothing
-HUNG_SENTRY_S: Final = 15.0  # not stopped, only slow: a loaded machine must not cost agents their lives
 CONFIRM_LIMIT_S: Final = 70.0  # the sentry's own limits are below this
 
 
@@ -55,21 +51,35 @@ class Endings:
     def send_soon(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
         """Deliver without waiting: for on_violation and protocol faults, which are on record already."""
         self.broker.note(agent, "signal_sent", {"signal": signal.name, "scope": scope, "sender": "kernel"})
+        self._hold(agent, signal)
         self._tell(agent, wire.Deliver(next(self._ids), signal.value, scope))
 
     async def _deliver(self, agent: Agent, signal: AgentSignal, scope: str) -> wire.Delivered:
         request = wire.Deliver(next(self._ids), signal.value, scope)
         if agent.ended or agent.to_sentry is None:
-            return wire.Delivered(request.id, agent.gone.is_set(), 0, "none", "already ended")
+            return await self._already_ended(agent, signal, request.id)
         future: asyncio.Future[wire.Delivered] = self._loop.create_future()
-        agent.pending[request.id] = future
+        agent.deliveries[request.id] = future
+        self._hold(agent, signal)
         self._tell(agent, request)
         try:
             return await asyncio.wait_for(future, CONFIRM_LIMIT_S)
         except TimeoutError:
             return wire.Delivered(request.id, False, 0, "none", f"not confirmed within {CONFIRM_LIMIT_S:g} s")
         finally:
-            agent.pending.pop(request.id, None)
+            agent.deliveries.pop(request.id, None)
+
+    async def _already_ended(self, agent: Agent, signal: AgentSignal, number: int) -> wire.Delivered:
+        """Nothing to deliver to. What a KILL or STOP promises holds only once the rest of the tree is gone, too."""
+        if signal in (AgentSignal.SIGKILL, AgentSignal.SIGSTOP):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(agent.gone.wait(), CONFIRM_LIMIT_S)
+        return wire.Delivered(number, agent.gone.is_set(), 0, "none", "already ended")
+
+    def _hold(self, agent: Agent, signal: AgentSignal) -> None:
+        if signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT):
+            agent.held = signal is AgentSignal.SIGSTOP
+            self._set_timer(agent)
 
     def _tell(self, agent: Agent, frame: Any) -> None:
         if agent.to_sentry is not None:
@@ -82,8 +92,7 @@ class Endings:
         agent.ended_by = agent.ended_by or "stop"
         if not agent.ended:
             await self.send(agent, AgentSignal.SIGTERM, "leader", sender)
-            if agent.state is State.STOPPED:  # a stopped process takes no TERM before it goes on
-                await self.send(agent, AgentSignal.SIGCONT, "tree", sender)
+            await self.send(agent, AgentSignal.SIGCONT, "tree", sender)  # a stopped process takes no TERM before
             with contextlib.suppress(TimeoutError):
                 await self._within_running_time(agent, agent.grace_s if grace_s is None else grace_s)
         await self.kill(agent, sender)
@@ -102,7 +111,7 @@ class Endings:
         clock = RunningTime(limit_s)
         while not agent.gone.is_set():
             now = self._loop.time()
-            (clock.pause if agent.state is State.STOPPED else clock.resume)(now)
+            (clock.pause if _is_held(agent) else clock.resume)(now)
             left = clock.left_s(now)
             if left <= 0:
                 raise TimeoutError
@@ -126,7 +135,7 @@ class Endings:
         if agent.clock is None or agent.ended:
             return
         now = self._loop.time()
-        if agent.state is State.STOPPED:
+        if _is_held(agent):
             agent.clock.pause(now)
             return
         agent.clock.resume(now)
@@ -164,7 +173,7 @@ class Endings:
         data = {"sentry_pid": frame.pid, "status": frame.status, "orphans": frame.orphans}
         self.broker.note(agent, "sentry_lost", data, severity="error", durable=True)
         if agent.lost:
-            agent.exit_signal, agent.ended_by = posix.SIGKILL, "sentry lost"
+            agent.exit_signal, agent.ended_by = posix.SIGKILL, agent.ended_by or "sentry lost"
         self.finish(agent)
 
     def finish(self, agent: Agent) -> None:
@@ -175,32 +184,16 @@ class Endings:
         agent.gone.set()  # before the move: whoever that wakes finds it so
         agent.move(lifecycle.Gone())
         agent.first_seen.set()
-        for future in agent.pending.values():
+        for future in agent.deliveries.values():
             if not future.done():
                 future.set_result(wire.Delivered(0, True, 0, "none", "ended"))
-        agent.pending.clear()
+        for query in agent.queries.values():
+            query.cancel()
+        agent.deliveries.clear()
+        agent.queries.clear()
+        self._agents.forget_results()
         self.on_gone(agent)
 
-    # --- heartbeat -------------------------------------------------------------------------------------------------
 
-    async def watch_sentries(self) -> None:
-        """Ping every sentry; SIGKILL one that is stopped or hung: its tree then dies, nothing runs unwatched."""
-        while True:
-            await asyncio.sleep(PING_EVERY_S)
-            now = self._loop.time()
-            for agent in self._agents.living():
-                if agent.to_sentry is None:
-                    continue
-                self._end_silent_sentry(agent, now - agent.last_pong_s)
-                self._tell(agent, wire.Ping(next(self._ids)))
-
-    def _end_silent_sentry(self, agent: Agent, silent_s: float) -> None:
-        if silent_s < STOPPED_SENTRY_S or not agent.sentry_pid:
-            return
-        found = linux.read_stat(str(agent.sentry_pid))
-        stopped = found is not None and found.state in "Tt"
-        if found is not None and (stopped or silent_s > HUNG_SENTRY_S):
-            data = {"silent_s": round(silent_s, 1), "stopped": stopped}
-            self.broker.note(agent, "sentry_hung", data, severity="error")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(agent.sentry_pid, posix.SIGKILL)  # not reaped before its Died reached us: cannot be reused
+def _is_held(agent: Agent) -> bool:
+    return agent.held and agent.state is State.STOPPED

@@ -19,6 +19,7 @@ from agentos.supervisor import pipes
 
 READ_BYTES: Final = 4_096  # some eighty actions: two milliseconds of decisions
 LARGE_READ_BYTES: Final = 65_536  # for the rest of a frame that has been begun
+EARLY_END_S: Final = 1.0  # the end of the stream is often heard before the end of the process
 
 
 class Intake:
@@ -40,7 +41,7 @@ class Intake:
         self._fault = fault
         self._is_full = is_full
         self._decoder = wire.Decoder(wire.FROM_AGENT, items_max=ITEMS_MAX)
-        self._reading = self._closed = False
+        self._reading = self._ended = self._closed = False
         self._left = -1  # at the end: how many bytes of what lay in the pipe are still to be read
         self._watch()
 
@@ -51,7 +52,7 @@ class Intake:
 
     def go_on(self) -> None:
         """Something was answered: read again, if this agent had to wait for that."""
-        if not self._reading and not self._closed and self._left < 0 and not self._is_full():
+        if not (self._reading or self._ended or self._closed or self._left >= 0 or self._is_full()):
             self._watch()
 
     def drain(self, then: Callable[[int], None]) -> None:
@@ -78,10 +79,10 @@ class Intake:
             self._loop.remove_reader(self._descriptor)
 
     def _read(self) -> None:
-        if self._read_once(READ_BYTES) == 0 and not self._closed:  # the end: every writer closed it, early or in death
-            self.close()
-            if self._decoder.pending_bytes:
-                self._fault(self._truncated())
+        if self._read_once(READ_BYTES) == 0:  # every writer closed it, early or in death
+            self._pause()
+            self._ended = True
+            self._loop.call_later(EARLY_END_S, self._judge_end)
         elif self._is_full():
             self._pause()
 
@@ -109,5 +110,8 @@ class Intake:
             self._fault(error)
         return len(data)
 
-    def _truncated(self) -> ProtocolError:
-        return ProtocolError(f"the stream ends inside a frame, after {self._decoder.pending_bytes} bytes of it")
+    def _judge_end(self) -> None:
+        unfinished = self._decoder.pending_bytes
+        if unfinished and not self._closed and self._left < 0:  # it lives, and will never finish this frame
+            self.close()
+            self._fault(ProtocolError(f"the stream ends inside a frame, after {unfinished} bytes of it"))

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import traceback
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -27,11 +28,12 @@ from agentos.faults import to_fault
 from agentos.recorder.journal import JournalWriter
 from agentos.signals import AgentSignal
 from agentos.supervisor import linux
-from agentos.supervisor.agents import Agent, Agents
+from agentos.supervisor.agents import CALL_BYTES_MAX, CALLS_MAX, Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.calls import Caller, Calls
 from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
+from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.recorder_link import RecorderLink
 from agentos.supervisor.recording import Recording
@@ -83,6 +85,7 @@ class Kernel:
         self._lock = _take_lock(boot["runtime"])
         journal = JournalWriter(Path(boot["state"]) / "journal", run_id=boot["run_id"])
         self.recording = Recording(loop, journal, self._clock)
+        loop.set_exception_handler(self._on_fault)
         self.zygote = ZygoteLink(loop, zygote, on_died=self._on_died)
         self._recorder = RecorderLink(loop, boot, self.recording, self.zygote)
         self.endings = Endings(loop, self.agents, self._clock)
@@ -101,7 +104,7 @@ class Kernel:
             on_call=self._on_call,
             on_host_gone=self._on_host_gone,
             is_sentry=lambda pid: self.agents.by_sentry(pid) is not None,
-            on_refused=lambda data: self.recording.try_append("control_refused", data, severity="warning"),
+            on_refused=lambda data: self._warn("control_refused", data),
         )
 
     # --- start and end ---------------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class Kernel:
         }  # fmt: skip
         for directory in (boot["runtime"], boot["state"]):
             (Path(directory) / "meta.json").write_text(json.dumps(meta))
-        self._spawn_task(self.endings.watch_sentries())
+        self._spawn_task(Heartbeat(self.agents, self.broker, ours=self._ours, record=self._warn).run())
 
     async def shut_down(self, why: str) -> None:
         """End every agent, put that on record, and finish. Idempotent."""
@@ -168,7 +171,21 @@ class Kernel:
             return
         agent = self.agents.by_sentry(frame.pid)
         if agent is not None:
-            self.endings.on_sentry_died(agent, frame)
+            self.starting.sentries.on_died(agent, frame)
+
+    def _ours(self) -> dict[str, int]:
+        return {"guard": self.boot["guard_pid"], "zygote": os.getppid(), "recorder": self._recorder.pid}
+
+    def _warn(self, event_type: str, data: dict[str, Any]) -> None:
+        self.recording.try_append(event_type, data, severity="warning")
+
+    def _on_fault(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something of ours failed in a callback. Whoever waits for its answer gets none, which allows nothing."""
+        error = context.get("exception")
+        data = {"message": str(context.get("message")), "error": repr(error)}
+        self.recording.try_append("kernel_fault", data, severity="critical")
+        if self.boot["debug"] and error is not None:
+            traceback.print_exception(error)
 
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
@@ -193,7 +210,21 @@ class Kernel:
             if agent.calls is not None:
                 agent.calls.write(wire.encode(frame))
 
-        self._spawn_task(self._answer(Caller(f"agent {agent.id}", agent), call, send))
+        size = agent.intake.frame_bytes if agent.intake is not None else 0
+        if agent.calls_waiting >= CALLS_MAX or agent.calls_bytes + size > CALL_BYTES_MAX:
+            text = f"{call.method}: {agent.calls_waiting} calls of this agent wait for their answers already"
+            send(to_fault(call.id, HostError(text)))
+            return
+        self._spawn_task(self._answer_agent(agent, size, call, send))
+
+    async def _answer_agent(self, agent: Agent, size: int, call: wire.Call, send: Any) -> None:
+        agent.calls_waiting += 1
+        agent.calls_bytes += size
+        try:
+            await self._answer(Caller(f"agent {agent.id}", agent), call, send)
+        finally:
+            agent.calls_waiting -= 1
+            agent.calls_bytes -= size
 
     async def _answer(self, caller: Caller, call: wire.Call, send: Any) -> None:
         try:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from agentos import wire
 from agentos.clock import Clock
@@ -30,10 +30,11 @@ from agentos.identity import new_id
 from agentos.policies import EffectivePolicy
 from agentos.recorder.redact import redact_argv
 from agentos.supervisor.agents import Agent, Agents
-from agentos.supervisor.broker import READ_BYTES, Broker
+from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.sentry_link import SentryLink
 
 START_LIMIT_S: Final = 20.0
 GRACE_S: Final = 10.0
@@ -88,6 +89,7 @@ class Starting:
         self._broker = broker
         self._endings = endings
         self._fork_sentry = fork_sentry
+        self.sentries = SentryLink(loop, broker, endings)
 
     async def start(self, request: Request, stdin: int | None) -> Agent:
         """Start an agent; returns once exec succeeded. Raises CallerError or HostError, and nothing runs then."""
@@ -104,7 +106,9 @@ class Starting:
         self._agents.add(agent)
         try:
             await self._launch(agent, request, program, env, stdin)
-        except (AgentosError, OSError):
+        except (AgentosError, OSError) as error:
+            if agent.spawn_error is None:
+                self._broker.note(agent, "agent_start_failed", {"error": str(error)}, severity="warning")
             self._endings.finish(agent)
             raise
         return agent
@@ -127,6 +131,7 @@ class Starting:
             parent_id=parent.id if parent else None,
             environment_names=sorted(env),
             started_ns=self._clock.wall_ns(),
+            held=request.start_paused,
         )
 
     def _intent(self, request: Request, agent: Agent, program: str) -> dict[str, Any]:
@@ -149,27 +154,26 @@ class Starting:
     async def _launch(
         self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None
     ) -> None:
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        pipes = _Pipes(self._loop, agent, python=request.kind == "python")
-        try:
+        unread = partial(self._unread, agent)
+        with _Pipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
             params = {
                 "id": agent.id, "argv": request.argv, "program": program, "env": env, "cwd": request.cwd,
                 "logs": self._boot["logs"], "nofile": self._boot["nofile"], "umask": self._boot["umask"],
                 "start_paused": request.start_paused, "name": request.name,
             }  # fmt: skip
-            theirs = pipes.theirs
-            descriptors = [*theirs[:2], null if stdin is None else stdin, *theirs[2:]]
-            agent.sentry_pid = await self._fork_sentry(params, descriptors)
-        finally:
-            pipes.close_theirs()
-            os.close(null)
-        agent.last_pong_s = self._loop.time()
-        self._watch_sentry(agent, pipes.from_sentry)
+            agent.sentry_pid = await self._fork_sentry(params, pipes.theirs(stdin))
+        assert agent.from_sentry is not None
+        self.sentries.watch(agent, agent.from_sentry)
         if agent.up is not None:
             self._broker.watch_agent(agent, agent.up)
             self._send_start(agent, request)
         await self._confirm(agent)
         self._endings.watch_time(agent)
+
+    def _unread(self, agent: Agent, why: str) -> None:
+        """What it asked for and does not read must not fill our memory. A pipe that it closed is its own loss."""
+        if agent.calls is not None and agent.calls.overflowed:
+            self._broker.protocol_fault(agent, ProtocolError(f"it {why} on its calls pipe"))
 
     def _send_start(self, agent: Agent, request: Request) -> None:
         assert agent.calls is not None
@@ -187,48 +191,10 @@ class Starting:
         except TimeoutError:
             await self._endings.kill(agent, "kernel")
             raise HostError(f"{agent.name} did not start within {START_LIMIT_S:g} s") from None
-        if agent.spawn_error is not None:
+        if agent.spawn_error is not None or not agent.pid:
             await agent.gone.wait()
-            raise ProgramNotRunnable(
-                agent.command[0], f"{os.strerror(agent.spawn_error.errno)} ({agent.spawn_error.what})"
-            )
+            raise _why_not(agent)
         self._broker.note(agent, "agent_started", {"pid": agent.pid, "sentry_pid": agent.sentry_pid})
-
-    # --- the sentry's pipe -----------------------------------------------------------------------------------------
-
-    def _watch_sentry(self, agent: Agent, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)
-        decoder = wire.Decoder(wire.FROM_SENTRY)
-        self._loop.add_reader(descriptor, partial(self._read_sentry, agent, descriptor, decoder))
-
-    def _read_sentry(self, agent: Agent, descriptor: int, decoder: wire.Decoder) -> None:
-        try:
-            data = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.remove_reader(descriptor)
-            return
-        agent.last_pong_s = self._loop.time()
-        try:
-            for frame in decoder.feed(data):
-                self._on_sentry_frame(agent, frame)
-        except ProtocolError as error:
-            self._loop.remove_reader(descriptor)
-            self._broker.protocol_fault(agent, error)
-
-    def _on_sentry_frame(self, agent: Agent, frame: Any) -> None:
-        match frame:
-            case wire.Exited():
-                if agent.up is not None:
-                    self._broker.drain_agent(agent, agent.up)
-                self._broker.on_exit(agent, frame)
-                if agent.to_sentry is not None:
-                    agent.to_sentry.write(wire.encode(wire.Reap(0)))
-            case wire.TreeGone():
-                self._endings.on_tree_gone(agent, frame)
-            case _:
-                self._broker.on_sentry_frame(agent, frame)
 
     # --- environment -----------------------------------------------------------------------------------------------
 
@@ -293,28 +259,72 @@ def nofile_limits() -> tuple[int, int]:
     return soft, hard
 
 
+def _why_not(agent: Agent) -> AgentosError:
+    """Return the error for an agent that never ran."""
+    failed = agent.spawn_error
+    if failed is None:
+        return HostError(
+            f"the sentry of {agent.name} ended before it had started anything; `agentos doctor` may tell why"
+        )
+    why = f"{os.strerror(failed.errno)} ({failed.what})"
+    if failed.what == "fork":
+        return HostError(f"cannot start {agent.name}: {why}; see the limits in `agentos doctor`")
+    return ProgramNotRunnable(agent.command[0], why)
+
+
 class _Pipes:
-    """The pipes of one agent: two with its sentry, three with a Python agent (ADR 0002)."""
+    """The pipes of one agent: two with its sentry, three with a Python agent (ADR 0002).
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, agent: Agent, *, python: bool) -> None:
-        from_sentry, sentry_out = os.pipe()
-        sentry_in, to_sentry = os.pipe()
-        self.theirs = [sentry_in, sentry_out]
-        self.from_sentry = agent.from_sentry = from_sentry
-        agent.to_sentry = Outbox(loop, to_sentry, _ignore)
-        agent.descriptors = [from_sentry, to_sentry]
-        if python:
-            agent.up, up_write = os.pipe()
-            down_read, down = os.pipe()
-            calls_read, calls = os.pipe()
-            self.theirs += [up_write, down_read, calls_read]
-            agent.descriptors += [agent.up, down, calls]
-            agent.verdicts = Outbox(loop, down, _ignore)
-            agent.calls = Outbox(loop, calls, _ignore)
+    Our ends are the agent's from the moment they exist; the others' are closed at the end of the `with`.
+    """
 
-    def close_theirs(self) -> None:
-        for descriptor in self.theirs:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, agent: Agent, *, python: bool, on_unread: Callable[[str], None]
+    ) -> None:
+        self._agent = agent
+        self._theirs: list[int] = []
+        try:
+            agent.from_sentry = self._reading()
+            agent.to_sentry = Outbox(loop, self._writing(), _ignore)
+            self._theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            if python:
+                agent.up = self._reading()
+                agent.verdicts = Outbox(loop, self._writing(), _ignore, on_room=self._go_on)
+                agent.calls = Outbox(loop, self._writing(), on_unread)
+        except OSError as error:
+            self.__exit__()
+            raise HostError(
+                f"no pipes for {agent.name}: {error.strerror}; see the limits in `agentos doctor`"
+            ) from error
+
+    def _reading(self) -> int:
+        ours, theirs = os.pipe()
+        self._agent.descriptors.append(ours)
+        self._theirs.append(theirs)
+        return ours
+
+    def _writing(self) -> int:
+        theirs, ours = os.pipe()
+        self._agent.descriptors.append(ours)
+        self._theirs.append(theirs)
+        return ours
+
+    def _go_on(self) -> None:
+        if self._agent.intake is not None:
+            self._agent.intake.go_on()
+
+    def theirs(self, stdin: int | None) -> list[int]:
+        """Return what the sentry gets, in its order: from the kernel, to it, stdin, and a Python agent's three."""
+        sentry_out, sentry_in, null, *channel = self._theirs
+        return [sentry_in, sentry_out, null if stdin is None else stdin, *channel]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._theirs:
             os.close(descriptor)
+        self._theirs.clear()
 
 
 def _ignore(_: str) -> None:
