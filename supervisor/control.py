@@ -1,7 +1,8 @@
 """The doors of the kernel: the host's socketpair and the control socket of the run.
 
-Owns who may speak: same uid or root, by SO_PEERCRED, and never from inside an agent's own process tree: an agent must
-not approve itself. A caller whose ancestry cannot be read is refused too. Every refusal is on record.
+Owns who may speak: same uid or root, by SO_PEERCRED, and never from inside an agent's process tree, of this run or of
+another: an agent must not approve itself. A caller whose ancestry cannot be read is refused too. Every refusal is on
+record; of a burst of them the first, and a count.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import RightsReader
 
 PEERS_MAX: Final = 512
+GREETING_LIMIT_S: Final = 5.0  # who connects and says nothing must not keep others out
+ACCEPT_PAUSE_S: Final = 0.5  # when there are no descriptors left for another client
+REFUSALS_EVERY_S: Final = 1.0
 _SO_PEERPIDFD: Final = 77  # Linux 6.5; Python has no name for it
 _BACKLOG: Final = 128
 _ANCESTORS_MAX: Final = 4_096
@@ -32,16 +36,16 @@ OnCall = Callable[["Peer", wire.Call, list[int]], None]
 class Peer:
     """One connected client: the host program (`is_host`) or a CLI verb."""
 
-    def __init__(self, control: Control, sock: socket.socket, *, is_host: bool, pid: int) -> None:
+    def __init__(self, control: Control, sock: socket.socket, *, is_host: bool) -> None:
         sock.setblocking(False)
         self.is_host = is_host
-        self.pid = pid
         self.follows: set[str] = set()  # agent ids, or "*"
         self._control = control
         self._sock = sock
         self._reader = RightsReader(sock, wire.FROM_CLIENT)
         self._greeted = False
         self._outbox = Outbox(control.loop, sock.fileno(), lambda _: self.close())
+        self._impatience = control.loop.call_later(GREETING_LIMIT_S, self._lose_patience)
         control.loop.add_reader(sock.fileno(), self._read)
 
     def send(self, frame: Any) -> None:
@@ -56,9 +60,15 @@ class Peer:
         if self._sock.fileno() < 0:
             return
         self._outbox.close()
+        self._impatience.cancel()
         self._control.loop.remove_reader(self._sock.fileno())
         self._sock.close()
+        self._reader.close()
         self._control.forget(self)
+
+    def _lose_patience(self) -> None:
+        if not self._greeted:
+            self.close()
 
     def _read(self) -> None:
         try:
@@ -66,47 +76,61 @@ class Peer:
             if pairs is None:
                 self.close()
                 return
-            for frame, descriptors in pairs:
-                try:
-                    self._take(frame, descriptors)
-                finally:
-                    for descriptor in descriptors:
-                        os.close(descriptor)
         except BlockingIOError:
             return
         except (OSError, ProtocolError):  # a client that speaks nonsense is hung up on; it is no agent
             self.close()
+            return
+        try:
+            while pairs:
+                self._take(*pairs.pop(0))
+        except ProtocolError:
+            self.close()
+        finally:
+            for _, descriptors in pairs:
+                _close_all(descriptors)
 
     def _take(self, frame: Any, descriptors: list[int]) -> None:
+        if isinstance(frame, wire.Call) and self._greeted:
+            self._control.on_call(self, frame, descriptors)  # which owns them from here on
+            return
+        _close_all(descriptors)
         if isinstance(frame, wire.Hello):
             self._greeted = frame.version == wire.VERSION
             self.send(wire.Hello(wire.VERSION, "kernel", os.getpid()))
         elif not self._greeted:
             raise ProtocolError("no Hello of our version")
-        elif isinstance(frame, wire.Call):
-            self._control.on_call(self, frame, descriptors)
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class Control:
+    """`agent_of` returns the id of the agent whose sentry a pid is, "" for any other process."""
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         *,
         on_call: OnCall,
         on_host_gone: Callable[[], None],
-        is_sentry: Callable[[int], bool],
+        agent_of: Callable[[int], str],
         on_refused: Callable[[dict[str, Any]], None],
     ) -> None:
         self.loop = loop
         self.on_call = on_call
         self._on_host_gone = on_host_gone
-        self._is_sentry = is_sentry
+        self._agent_of = agent_of
         self._on_refused = on_refused
         self._peers: set[Peer] = set()
         self._listener: socket.socket | None = None
+        self._own_line = _ancestors(os.getpid())  # a kernel may itself run inside an agent of another one
+        self._refused = 0  # since the last one that is on record by itself
 
     def adopt_host(self, descriptor: int) -> Peer:
-        peer = Peer(self, socket.socket(fileno=descriptor), is_host=True, pid=0)
+        peer = Peer(self, socket.socket(fileno=descriptor), is_host=True)
         self._peers.add(peer)
         return peer
 
@@ -143,44 +167,77 @@ class Control:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        try:
             sock, _ = self._listener.accept()
-            pid, refusal = self._judge(sock)
-            if refusal or len(self._peers) >= PEERS_MAX:
-                self._refuse(sock, pid, refusal or f"{PEERS_MAX} clients are connected already")
-                return
-            self._peers.add(Peer(self, sock, is_host=False, pid=pid))
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:  # EMFILE, ENFILE: it stays readable, and asking again at once would spin
+            self.loop.remove_reader(self._listener.fileno())
+            self.loop.call_later(ACCEPT_PAUSE_S, self._listen_again)
+            return
+        refusal = self._judge(sock)
+        if not refusal and len(self._peers) >= PEERS_MAX:
+            refusal = {"reason": f"{PEERS_MAX} clients are connected already"}
+        if refusal:
+            self._refuse(sock, refusal)
+            return
+        self._peers.add(Peer(self, sock, is_host=False))
 
-    def _refuse(self, sock: socket.socket, pid: int, why: str) -> None:
-        self._on_refused({"pid": pid, "reason": why})
+    def _listen_again(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self.loop.add_reader(self._listener.fileno(), self._accept)
+
+    def _refuse(self, sock: socket.socket, refusal: dict[str, Any]) -> None:
+        self._refused += 1
+        if self._refused == 1:
+            self._on_refused(refusal)
+            self.loop.call_later(REFUSALS_EVERY_S, self._tell_refusals, refusal)
+        sock.setblocking(False)
         with contextlib.suppress(OSError):
-            sock.send(wire.encode(wire.Fault(0, NotPermitted.__name__, why, {})))
+            sock.send(wire.encode(wire.Fault(0, NotPermitted.__name__, refusal["reason"], {})))
         sock.close()
 
-    def _judge(self, sock: socket.socket) -> tuple[int, str]:
-        """Return (pid, why it is refused or "")."""
+    def _tell_refusals(self, first: dict[str, Any]) -> None:
+        repeats, self._refused = self._refused - 1, 0
+        if repeats:
+            self._on_refused({**first, "repeats": repeats})
+
+    def _judge(self, sock: socket.socket) -> dict[str, Any]:
+        """Return why this caller is refused, and who it is; {} when it is not."""
         size = struct.calcsize("3i")
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        caller = {"pid": pid, "uid": uid}
         if uid not in (0, os.getuid()):
-            return pid, f"uid {uid} is not the owner of this run"
-        if not self._ancestry_is_clean(pid):
-            return pid, "callers inside an agent's process tree may not use the control socket"
-        if not _still_the_same(sock):
-            return pid, "the caller ended before it could be identified"
-        return pid, ""
+            return caller | {"reason": f"uid {uid} is not the owner of this run"}
+        line = _ancestors(pid)
+        if line is None:
+            return caller | {"reason": "the ancestry of the caller cannot be read"}
+        if any(self._begins_agents(one) for one in line):
+            agent_id = next(filter(None, (self._agent_of(one.pid) for one in line)), "")
+            reason = "callers inside an agent's process tree may not use the control socket"
+            return caller | {"reason": reason, "agent_id": agent_id}
+        return {} if _still_the_same(sock) else caller | {"reason": "the caller ended before it could be identified"}
 
-    def _ancestry_is_clean(self, pid: int) -> bool:
-        """Whether the walk from `pid` to process 1 meets no sentry; 0 (a foreign pid namespace) is refused."""
-        for _ in range(_ANCESTORS_MAX):
-            if pid == 0:
-                return False
-            found = linux.read_stat(str(pid))
-            if found is None or self._is_sentry(pid):
-                return False
-            if pid == 1 or found.ppid == 0:
-                return True
-            pid = found.ppid
-        return False
+    def _begins_agents(self, ancestor: linux.ProcStat) -> bool:
+        """Whether nothing but agents descends from it: a sentry of ours, or the zygote of any run but one above us."""
+        if self._agent_of(ancestor.pid) or ancestor.pid == os.getppid():
+            return True
+        above_us = {one.pid for one in self._own_line or ()}
+        return ancestor.name == linux.ZYGOTE_NAME and ancestor.pid not in above_us
+
+
+def _ancestors(pid: int) -> list[linux.ProcStat] | None:
+    """Return `pid` and those above it; None when that cannot be read to its end, or ends in a foreign pid namespace."""
+    line: list[linux.ProcStat] = []
+    for _ in range(_ANCESTORS_MAX):
+        found = linux.read_stat(str(pid)) if pid else None
+        if found is None:
+            return None
+        line.append(found)
+        if pid == 1 or found.ppid == 0:
+            return line
+        pid = found.ppid
+    return None
 
 
 def _still_the_same(sock: socket.socket) -> bool:

@@ -12,9 +12,9 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
+import time
 import traceback
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -37,10 +37,13 @@ from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.recorder_link import RecorderLink
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.scratch import remove_tree
 from agentos.supervisor.starting import Starting, nofile_limits
 from agentos.supervisor.zygote_link import ZygoteLink
 
 SHUTDOWN_LIMIT_S: Final = 10.0
+LOCK_TRIES: Final = 100
+LOCK_PAUSE_S: Final = 0.01
 NOTICE_BYTES_MAX: Final = 256 * 1024  # a follower that reads slower loses doorbells, which are only hints
 
 
@@ -103,8 +106,8 @@ class Kernel:
             loop,
             on_call=self._on_call,
             on_host_gone=self._on_host_gone,
-            is_sentry=lambda pid: self.agents.by_sentry(pid) is not None,
-            on_refused=lambda data: self._warn("control_refused", data),
+            agent_of=lambda pid: agent.id if (agent := self.agents.by_sentry(pid)) else "",
+            on_refused=self._on_refused,
         )
 
     # --- start and end ---------------------------------------------------------------------------------------------
@@ -128,14 +131,31 @@ class Kernel:
             "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": self.policy.name,
         }  # fmt: skip
         for directory in (boot["runtime"], boot["state"]):
-            (Path(directory) / "meta.json").write_text(json.dumps(meta))
+            _write_whole(os.path.join(directory, "meta.json"), json.dumps(meta))
+        self._watch_host()
         self._spawn_task(Heartbeat(self.agents, self.broker, ours=self._ours, record=self._warn).run())
+
+    def _watch_host(self) -> None:
+        """Hear of the host's end from Linux as well: a child that it forked may hold our socket open."""
+        try:
+            descriptor = os.pidfd_open(self.boot["host_pid"])
+        except ProcessLookupError:
+            self._on_host_gone()
+            return
+
+        def ended() -> None:
+            self.loop.remove_reader(descriptor)
+            os.close(descriptor)
+            self._on_host_gone()
+
+        self.loop.add_reader(descriptor, ended)
 
     async def shut_down(self, why: str) -> None:
         """End every agent, put that on record, and finish. Idempotent."""
         if self._shutting_down:
             return
         self._shutting_down = True
+        self.starting.close()
         await asyncio.gather(
             *(self.endings.kill(agent, "kernel") for agent in self.agents.living()), return_exceptions=True
         )
@@ -155,7 +175,7 @@ class Kernel:
 
     def _remove(self, *directories: str) -> None:
         for directory in directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
 
     def end_if_idle(self) -> None:
         if not self.attached and not self.agents.living():
@@ -176,6 +196,14 @@ class Kernel:
     def _ours(self) -> dict[str, int]:
         return {"guard": self.boot["guard_pid"], "zygote": os.getppid(), "recorder": self._recorder.pid}
 
+    def _on_refused(self, data: dict[str, Any]) -> None:
+        agent = self.agents.get(data.get("agent_id", ""))
+        if agent is None:
+            self._warn("control_refused", data)
+            return
+        agent.violations += data.get("repeats", 1)
+        self.broker.note(agent, "control_refused", data, severity="warning", durable=True)
+
     def _warn(self, event_type: str, data: dict[str, Any]) -> None:
         self.recording.try_append(event_type, data, severity="warning")
 
@@ -189,7 +217,7 @@ class Kernel:
 
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
-        self.loop.run_in_executor(None, partial_rmtree(Path(self.boot["tmp"]) / agent.id))
+        self.loop.run_in_executor(None, remove_tree, os.path.join(self.boot["tmp"], agent.id))
         self._notify(agent, "agent", {})
         self.end_if_idle()
 
@@ -201,7 +229,7 @@ class Kernel:
         task.add_done_callback(self._tasks.discard)
 
     def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
-        caller = Caller("host" if peer.is_host else "cli", descriptors=[os.dup(one) for one in descriptors])
+        caller = Caller("host" if peer.is_host else "cli", descriptors=descriptors)
         caller.peer = peer
         self._spawn_task(self._answer(caller, call, peer.send))
 
@@ -271,21 +299,23 @@ class Kernel:
         }  # fmt: skip
 
 
-def partial_rmtree(path: Path) -> Any:
-    """Return a call that removes a tree an agent wrote; rmtree follows no symlink."""
-    return lambda: shutil.rmtree(path, ignore_errors=True)
-
-
 def _make_directories(boot: dict[str, Any]) -> None:
     for path in (boot["runtime"], boot["state"], boot["logs"], boot["tmp"], os.path.join(boot["state"], "journal")):
         Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def _write_whole(path: str, text: str) -> None:
+    """Write a file that nobody ever sees half-written."""
+    Path(f"{path}.new").write_text(text)
+    os.replace(f"{path}.new", path)
+
+
 def _take_lock(runtime: str) -> int:
     """Hold the run's lock for life: its flock is how others know that we live. Raises HostError."""
     descriptor = os.open(os.path.join(runtime, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise HostError(f"{runtime} belongs to another kernel that is alive") from None
-    return descriptor
+    for _ in range(LOCK_TRIES):  # whoever looks whether a run lives holds its lock for a moment
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        time.sleep(LOCK_PAUSE_S)
+    raise HostError(f"{runtime} belongs to another kernel that is alive")

@@ -21,6 +21,7 @@ from agentos.errors import (
     AgentosError,
     BadRequest,
     HostError,
+    KernelUnavailable,
     LevelUnavailable,
     ProgramNotFound,
     ProgramNotRunnable,
@@ -90,9 +91,11 @@ class Starting:
         self._endings = endings
         self._fork_sentry = fork_sentry
         self.sentries = SentryLink(loop, broker, endings)
+        self._closed = False
 
     async def start(self, request: Request, stdin: int | None) -> Agent:
         """Start an agent; returns once exec succeeded. Raises CallerError or HostError, and nothing runs then."""
+        self._check_open()
         level = choose_level(request)
         agent_id = request.agent_id
         env = self._environment(request, agent_id)
@@ -105,6 +108,7 @@ class Starting:
         await self._recording.durable(seq)
         self._agents.add(agent)
         try:
+            self._check_open()  # it may have been closed while we waited for the recorder
             await self._launch(agent, request, program, env, stdin)
         except (AgentosError, OSError) as error:
             if agent.spawn_error is None:
@@ -112,6 +116,14 @@ class Starting:
             self._endings.finish(agent)
             raise
         return agent
+
+    def close(self) -> None:
+        """Start nothing from now on."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise KernelUnavailable("this kernel is ending; it starts no agent any more")
 
     def _new_agent(self, request: Request, agent_id: str, level: str, env: dict[str, str]) -> Agent:
         parent = request.parent

@@ -63,7 +63,7 @@ def start_kernel(
         "policy": policy, "policy_text": policy_text, "policy_files": list(policy_files), "workspace": where,
         "cwd": os.getcwd(), "attached": attached, "debug": debug,
         "sys_path": [path or os.getcwd() for path in _with_project(sys.path)],
-        "env": dict(os.environ),
+        "env": dict(os.environ), "host_pid": os.getpid(),
     }  # fmt: skip
     ours, theirs = socket.socketpair()
     with theirs:
