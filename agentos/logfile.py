@@ -8,6 +8,7 @@ the log itself as soon as there is room.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ class LogWriter:
         self._descriptor = os.open(_segment_path(self._directory, self._agent_id, self.offset), flags, 0o600)
         self._segment_end = self.offset + SEGMENT_BYTES
         for start in _segment_starts(self._directory, self._agent_id)[:-SEGMENTS_KEPT]:
-            os.unlink(_segment_path(self._directory, self._agent_id, start))
+            with contextlib.suppress(FileNotFoundError):  # pruned by somebody else: that must not cost a record
+                os.unlink(_segment_path(self._directory, self._agent_id, start))
 
 
 class LogReader:

@@ -102,13 +102,13 @@ class Run:
         return self.state / "logs"
 
     def alive(self) -> bool:
-        """Whether the run's kernel holds its lock."""
+        """Whether the run's kernel holds its lock. A link or a pipe in its place is held by nobody."""
         try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         finally:
@@ -116,14 +116,21 @@ class Run:
         return False
 
     def read_meta(self) -> dict[str, Any]:
-        """Return what the run says of itself; {} when it has not said anything yet."""
+        """Return what the run says of itself; {} when it has not said anything yet, or nothing that can be read."""
         for place in (self.meta, self.state / "meta.json"):
-            try:
-                found: dict[str, Any] = json.loads(place.read_text())
-            except (FileNotFoundError, json.JSONDecodeError):
-                continue
-            return found
+            found = _read_json(place)
+            if isinstance(found, dict):
+                return found
         return {}
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a regular file, None when there is none. Never waits, whatever lies there."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), encoding="utf-8") as file:
+            return json.load(file) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def locate(run_id: str, *, runtime: Path | None = None, state: Path | None = None) -> Run:

@@ -49,7 +49,11 @@ class Connection:
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
             request = wire.Call(next(self._ids), method, params)
             self._waiting[request.id] = future
-            self._link.send(request)
+            try:
+                self._link.send(request)
+            except errors.AgentosError:
+                del self._waiting[request.id]
+                raise
         return future
 
     def shut_down(self) -> None:

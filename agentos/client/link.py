@@ -29,8 +29,9 @@ class Link:
         self._next_id = 0
 
     def greet(self, role: str) -> wire.Hello:
-        """Exchange Hello. Raises KernelUnavailable on a version that is not ours or a kernel that is gone."""
-        self.send(wire.Hello(wire.VERSION, role, os.getpid()))
+        """Exchange Hello. Raises NotPermitted, or KernelUnavailable for another version or a kernel that is gone."""
+        with contextlib.suppress(errors.KernelUnavailable):  # whoever refuses us hangs up, but first says why
+            self.send(wire.Hello(wire.VERSION, role, os.getpid()))
         hello = self.receive()
         if isinstance(hello, wire.Fault):
             raise rebuild(hello)
@@ -88,7 +89,7 @@ class Link:
 
 
 def connect(run: Run, role: str = "cli") -> Link:
-    """Connect to a live run's control socket. Raises KernelUnavailable."""
+    """Connect to a live run's control socket. Raises KernelUnavailable, NotPermitted."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
     try:
@@ -97,10 +98,17 @@ def connect(run: Run, role: str = "cli") -> Link:
             sock.connect(f"/proc/self/fd/{handle}/sock")  # sun_path holds only 108 bytes (unix(7))
         finally:
             os.close(handle)
+        link = Link(sock)
+        link.greet(role)
+    except TimeoutError as error:
+        sock.close()
+        why = f"it does not answer within {CONNECT_TIMEOUT_S:g} s; its kernel hangs or is stopped"
+        raise errors.KernelUnavailable(f"run {run.run_id}: {why}") from error
     except OSError as error:
         sock.close()
         raise errors.KernelUnavailable(f"run {run.run_id}: {run.socket}: {error.strerror}") from error
-    link = Link(sock)
-    link.greet(role)
+    except errors.AgentosError:
+        sock.close()
+        raise
     sock.settimeout(None)
     return link
