@@ -7,8 +7,8 @@ operation before the slash (R11).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
 
 Operation = Literal["read", "write", "execute", "network"]
 OPERATIONS: Final[tuple[str, ...]] = ("read", "write", "execute", "network")
@@ -22,9 +22,8 @@ def base_operation(operation: str) -> str:
     return operation.partition("/")[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Action:
-    """One thing an agent is about to do, as it reached the kernel.
+class Action(NamedTuple):
+    """One thing an agent is about to do, as it reached the kernel. A NamedTuple: one is made for every action.
 
     `resource` is the name that was asked for; `resolved` the name of the object behind it where the
     interceptor could tell (both must pass, R2.4). `claims` come from the agent and may only tighten.
@@ -34,5 +33,5 @@ class Action:
     resource: str
     resolved: str | None = None
     argv: tuple[str, ...] | None = None
-    claims: Mapping[str, Any] = field(default_factory=dict)
+    claims: Mapping[str, Any] = MappingProxyType({})
     source: Literal["sdk", "hook", "kernel"] = "sdk"

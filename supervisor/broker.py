@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from agentos import lifecycle, wire
 from agentos.actions import RESOURCE_BYTES_MAX, Action
@@ -45,6 +46,7 @@ class Broker:
         self._loop = loop
         self._recording = recording
         self._clock = clock
+        self._moment_s, self._now = loop.time(), to_datetime(clock.wall_ns())
         self._deliver = deliver
         self._on_call = on_call
         self._notify = notify
@@ -71,20 +73,16 @@ class Broker:
             raise ProtocolError(f"Act.resource has {len(act.resource)} characters, the limit is {RESOURCE_BYTES_MAX}")
         agent.actions += 1
         now_s = self._loop.time()
-        action = Action(
-            operation=act.operation,
-            resource=act.resource,
-            resolved=act.resolved,
-            argv=tuple(map(str, act.argv)) if act.argv is not None else None,
-            claims=act.claims,
-        )
+        argv = None if act.argv is None else tuple(map(str, act.argv))
+        source: Literal["hook", "sdk"] = "hook" if act.source == "hook" else "sdk"
+        action = Action(act.operation, act.resource, act.resolved, argv, act.claims, source)
         decision = agent.policy.decide(
             action,
             cwd=act.cwd or agent.cwd,
             context=agent.context,
             name=agent.name,
             now_s=now_s,
-            at=to_datetime(self._clock.wall_ns()),
+            at=self._moment(now_s),
         )
         if decision.effect != "allow":
             agent.violations += 1
@@ -94,20 +92,29 @@ class Broker:
             act = act._replace(argv=redact_argv(act.argv) if act.argv else act.argv, claims=redact_claims(act.claims))
         self._perform(agent, act, decide.react(act, decision, agent.level, agent.context))
 
+    def _moment(self, now_s: float) -> datetime:
+        """Return the time of day, read once for all actions of one millisecond of the loop."""
+        if self._moment_s != now_s:
+            self._moment_s, self._now = now_s, to_datetime(self._clock.wall_ns())
+        return self._now
+
     def _perform(self, agent: Agent, act: wire.Act, commands: tuple[decide.Command, ...]) -> None:
         record = commands[0]
         assert isinstance(record, decide.Record)
         try:
-            seq = self._record(agent, record.event_type, record.data, severity=record.severity, durable=record.durable)
+            seq = agent.last_seq = self._recording.append(
+                record.event_type, record.data, severity=record.severity, agent_id=agent.id, agent_name=agent.name,
+                execution_id=agent.execution_id, durable=record.durable,
+            )  # fmt: skip
         except RecorderUnavailable:
             self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
             return
-        finish = partial(self._finish, agent, act, commands[1:], seq, record)
         if record.durable:
             agent.undecided += 1
+            finish = partial(self._finish, agent, act, commands[1:], seq, record)
             self._recording.when_durable(seq, partial(self._finish_durable, agent, finish))
         else:
-            finish(True)
+            self._finish(agent, act, commands[1:], seq, record, durable=True)
 
     def _finish_durable(self, agent: Agent, finish: Callable[[bool], None], durable: bool) -> None:
         agent.undecided -= 1
@@ -143,12 +150,6 @@ class Broker:
     def _respond(self, agent: Agent, verdict: wire.Verdict) -> None:
         if agent.verdicts is not None:
             agent.verdicts.write(wire.encode(verdict))
-
-    def _record(self, agent: Agent, event_type: str, data: dict[str, Any], **fields: Any) -> int:
-        agent.last_seq = self._recording.append(
-            event_type, data, agent_id=agent.id, agent_name=agent.name, execution_id=agent.execution_id, **fields
-        )
-        return agent.last_seq
 
     def note(self, agent: Agent, event_type: str, data: dict[str, Any], **fields: Any) -> None:
         """Record something that already happened to this agent."""
