@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agentos import KernelSpace, Pattern, Policy, PolicyViolationError
+from agentos import KernelSpace, Pattern, Policy, PolicyViolationError, Rule
 from agentos.recorder.reader import RunReader
 
 Facts = dict[str, Any]
@@ -452,3 +452,12 @@ def test_the_record_and_the_socket_are_out_of_bounds_under_every_policy(work: Pa
 
     outcome, _ = attempt(work, everything(), pry)
     assert outcome == ["protected"] * 3
+
+
+def test_a_relative_name_is_relative_to_the_directory_of_the_agent(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work / "shelf")
+    (work / "shelf/book").write_text("text")
+    policy = Policy("shelf", rules=[Rule("allow", Pattern("read", "shelf/*"))])
+    outcome, actions = attempt(work, policy, lambda: Path("book").read_text())
+    assert outcome == "text"
+    assert ("read", "shelf/book") in story(actions)
