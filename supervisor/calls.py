@@ -15,7 +15,7 @@ from agentos import errors, lifecycle
 from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, BadRequest, NotPermitted, UnknownAgent
 from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
-from agentos.recorder.event import parse_entry
+from agentos.recorder.event import parse_entry, text
 from agentos.signals import describe_exit, parse_signal
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.policy_source import effective
@@ -94,7 +94,7 @@ class Calls:
 
     async def _start(self, params: Params, parent: Agent | None, descriptors: list[int]) -> Agent:
         kernel = self._kernel
-        argv = [str(word) for word in params.get("argv") or []]
+        argv = [_word(word) for word in params.get("argv") or []]
         target = params.get("target")
         cwd = params.get("cwd") or kernel.boot["cwd"]
         _check_directory(cwd)
@@ -342,10 +342,15 @@ def _seconds(value: Any) -> float | None:
     raise BadRequest(f"timeout={value!r} must be a positive number of seconds")
 
 
+def _word(word: Any) -> str:
+    """A word of a command line comes as bytes where it is no UTF-8 (PEP 383)."""
+    return os.fsdecode(word) if isinstance(word, bytes) else str(word)
+
+
 def _name(params: Params, argv: list[str], target: str | None) -> str:
     if params.get("name"):
         return str(params["name"])
-    return os.path.basename(argv[0]) if argv else str(target or "agent").rpartition(":")[2]
+    return text(os.path.basename(argv[0])) if argv else str(target or "agent").rpartition(":")[2]
 
 
 def _packed_arguments(args: Any) -> bytes:

@@ -63,8 +63,8 @@ def _become(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...], stat
     if params["argv"]:
         os.execve(params["program"], params["argv"], params["env"])
     linux.set_name(params["name"])
-    os.environ.clear()
-    os.environ.update(params["env"])
+    os.environb.clear()
+    os.environb.update(params["env"])
     os.close(status_write)
     entry.main(*channel)
 

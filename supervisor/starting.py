@@ -29,6 +29,7 @@ from agentos.errors import (
 )
 from agentos.identity import new_id
 from agentos.policies import EffectivePolicy
+from agentos.recorder.event import text
 from agentos.recorder.redact import redact_argv
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
@@ -132,7 +133,7 @@ class Starting:
             name=request.name,
             execution_id=parent.execution_id if parent else agent_id,
             kind=request.kind,
-            command=redact_argv(request.argv) if request.argv else [request.target or request.name],
+            command=[text(word) for word in redact_argv(request.argv)] or [request.target or request.name],
             level=level,
             cwd=request.cwd,
             policy=request.policy,
@@ -141,7 +142,7 @@ class Starting:
             grace_s=request.grace_s,
             timeout_s=request.timeout_s,
             parent_id=parent.id if parent else None,
-            environment_names=sorted(env),
+            environment_names=sorted(map(text, env)),
             started_ns=self._clock.wall_ns(),
             held=request.start_paused,
         )
@@ -169,7 +170,9 @@ class Starting:
         unread = partial(self._unread, agent)
         with _Pipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
             params = {
-                "id": agent.id, "argv": request.argv, "program": program, "env": env, "cwd": request.cwd,
+                "id": agent.id, "argv": [os.fsencode(word) for word in request.argv], "program": os.fsencode(program),
+                "env": {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
+                "cwd": os.fsencode(request.cwd),
                 "logs": self._boot["logs"], "nofile": self._boot["nofile"], "umask": self._boot["umask"],
                 "start_paused": request.start_paused, "name": request.name,
             }  # fmt: skip
