@@ -165,6 +165,8 @@ def _wanted(value: object, path: tuple[str, ...]) -> tuple[Scalar, ...]:
     for item in items:
         if not isinstance(item, (str, int, float, bool)):
             raise FieldError(f"must be text, a number, a boolean or a list of them, not {type(item).__name__}", path)
+        if item != item:  # noqa: PLR0124 - NaN
+            raise FieldError("NaN can never match", path)
     return items
 
 

@@ -36,7 +36,7 @@ from agentos.policies.verdict import Facts, Link, Plan
 __all__ = ["EffectivePolicy", "Standing", "standing"]
 
 CACHE_ENTRIES: Final = 4_096  # of one agent; about 1 KB each when full
-CACHED_NAME_CHARACTERS_MAX: Final = 1_024  # an agent chooses its names: long ones must not fill the kernel
+CACHED_NAME_CHARACTERS_MAX: Final = 1_024  # of one key; an agent chooses its names: they must not fill the kernel
 # Where a program's own name can be trusted: nobody plants a link in these without being root.
 PROGRAM_DIRS: Final = frozenset({
     "/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/games", "/snap/bin",
@@ -93,7 +93,8 @@ class EffectivePolicy:
         """
         resource, resolved = action.resource, action.resolved
         place = cwd if action.source == "hook" else None  # only intercepted names are relative to a directory
-        if action.argv is None and len(resource) + len(resolved or "") <= CACHED_NAME_CHARACTERS_MAX:
+        size = len(action.operation) + len(resource) + len(resolved or "") + len(place or "")
+        if action.argv is None and size <= CACHED_NAME_CHARACTERS_MAX:
             prepared = self._cached(action.operation, resource, resolved, place)
         else:
             prepared = self._prepare(action.operation, resource, resolved, place, action.argv)

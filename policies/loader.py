@@ -39,10 +39,13 @@ PATTERN_KEYS: Final = ("operation", "resource", "match_type", "conditions", "exc
 RULE_KEYS: Final = (
     "action", *PATTERN_KEYS, "reason", "name", "description", "on_violation", "rate_limit", "audit", "ask_timeout",
 )  # fmt: skip
-VALUES_MAX: Final = 4_000_000  # texts read from one file, repeated aliases counted: no bomb of a few lines
+VALUES_MAX: Final = 1_000_000  # texts read from one file, repeated aliases counted: no bomb of a few lines
 _FLAGS: Final = {"true": True, "false": False}
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
-_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\.inf|\.nan")
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|-?\.inf|\.nan")
+_ODD_BREAK: Final = re.compile(
+    "[\r\x85\u2028\u2029\ufeff]"
+)  # line breaks to YAML: between single quotes they become blanks
 _QUOTED: Final = ("'", '"', "|", ">")  # libyaml says "" for plain, the Python parser None
 _PLAIN_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
 # libyaml where it is built in: ten times faster.
@@ -103,7 +106,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if isinstance(_typed(text), str) else '"')
+    plain = isinstance(_typed(text), str) and not _ODD_BREAK.search(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
 _Dumper.add_representer(str, _represent_text)
@@ -130,6 +134,8 @@ def _compose(text: str, source: str) -> Node:
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, source: str) -> PolicyLoadError:
     mark = error.problem_mark or error.context_mark
+    if error.context_mark and "end of stream" in (error.problem or ""):
+        mark = error.context_mark  # where the quotes begin that never end
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     lines = text.splitlines()
     here = lines[line - 1] if line <= len(lines) else ""

@@ -117,6 +117,8 @@ def file_resource(path: str | bytes, *, cwd: str, workspace: str | None) -> str:
     `cwd` and `workspace` are absolute. The workspace itself is `.`. A final `/` (a directory being opened) is
     kept. Raises InvalidResource for names with control characters.
     """
+    if not path:
+        raise InvalidResource("an empty name")
     if isinstance(path, bytes) or not path.isascii():
         path = printable_name(path)
     if not path.startswith("/"):
