@@ -81,8 +81,8 @@ class Recorder:
 
     def commit_all(self) -> None:
         """Commit whatever the journal holds, one transaction a batch, each acknowledged. Raises on any failure."""
-        while self._commit_batch() == READ_LIMIT:
-            pass
+        while (found := self._commit_batch()) and (found == READ_LIMIT or self._committed < self._announced):
+            pass  # what a batch ends at, be it damage, is told by the next one
         if self._committed < self._announced:  # the kernel's write had returned before it told us
             raise RecorderUnavailable(
                 f"the journal ends at event {self._committed}, but the kernel wrote {self._announced}"
