@@ -19,7 +19,7 @@ from benchmarks.rows import action, cli, decision, memory, recorder, start, stop
 from benchmarks.runner import Bench, Settings, host, measure, place
 
 BENCHES: Final[tuple[Bench, ...]] = (
-    action.BENCH, decision.BENCH, start.BENCH, memory.BENCH, *stop.BENCHES, recorder.BENCH, cli.BENCH,
+    action.BENCH, decision.BENCH, start.BENCH, memory.BENCH, *stop.BENCHES, *recorder.BENCHES, cli.BENCH,
 )  # fmt: skip
 EXIT_MISSED: Final = 1
 

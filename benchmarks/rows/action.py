@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from benchmarks import agents, rules
-from benchmarks.floors import Floor
+from benchmarks.beside import Beside
 from benchmarks.kernel import Live, kernel, two_places
 from benchmarks.method import Line, Reading, quantile
 from benchmarks.runner import Bench, Round, Settings
@@ -35,7 +35,7 @@ LINES: Final = (
 @contextmanager
 def rounds(_: Settings) -> Iterator[Round]:
     hot, others = two_places()
-    with kernel(rules.policy(RULES)) as live, Floor("echo", hot) as echo:
+    with kernel(rules.policy(RULES)) as live, Beside("echo", hot) as echo:
         os.sched_setaffinity(live.kernel_pid, {hot})
         os.sched_setaffinity(live.recorder_pid, others)
         seeds = iter(range(1_000_000))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks import agents
-from benchmarks.floors import process_ms
+from benchmarks.beside import process_ms
 from benchmarks.kernel import kernel
 from benchmarks.method import Line, Reading, quantile
 from benchmarks.runner import Bench, Round, Settings

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks import agents
-from benchmarks.floor_programs import pss_bytes
-from benchmarks.floors import Floor
+from benchmarks.beside import Beside
 from benchmarks.kernel import kernel, readable_sentries
 from benchmarks.method import Line, Reading
+from benchmarks.programs import pss_bytes
 from benchmarks.runner import Bench, Round, Settings
 
 AGENTS: Final = 100
@@ -25,7 +25,7 @@ LINES: Final = (
 
 @contextmanager
 def rounds(_: Settings) -> Iterator[Round]:
-    with readable_sentries(), kernel() as live, Floor("crowd", 2 * AGENTS, "zygote") as crowd:
+    with readable_sentries(), kernel() as live, Beside("crowd", 2 * AGENTS, "zygote") as crowd:
         ids = live.spawn_many(agents.act_once_and_idle, AGENTS)
         pids = [pid for row in live.rows(ids) for pid in (row["pid"], row["sentry_pid"])]
 

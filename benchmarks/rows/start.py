@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks import agents
-from benchmarks.floors import Floor
+from benchmarks.beside import Beside
 from benchmarks.kernel import kernel
 from benchmarks.method import Line, Reading, quantile
 from benchmarks.runner import Bench, Round, Settings
@@ -32,7 +32,7 @@ LINES: Final = (
 
 @contextmanager
 def rounds(_: Settings) -> Iterator[Round]:
-    with kernel() as live, Floor("birth") as birth:
+    with kernel() as live, Beside("birth") as birth:
 
         async def start_ns() -> int:
             await asyncio.sleep(REST_S)

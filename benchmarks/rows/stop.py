@@ -10,7 +10,7 @@ from typing import Final
 
 from agentos import AgentSignal
 from benchmarks import agents
-from benchmarks.floors import Floor
+from benchmarks.beside import Beside
 from benchmarks.kernel import Live, kernel
 from benchmarks.method import Line, Reading, quantile
 from benchmarks.runner import Bench, Round, Settings
@@ -31,7 +31,7 @@ MANY: Final = Line(
 
 @contextmanager
 def rounds_one(_: Settings) -> Iterator[Round]:
-    with kernel() as live, Floor("crowd", 1, "small") as child:
+    with kernel() as live, Beside("crowd", 1, "small") as child:
         ids = live.spawn_many(agents.act_once_and_compute, 1)
 
         def read() -> dict[str, Reading]:
@@ -45,7 +45,7 @@ def rounds_one(_: Settings) -> Iterator[Round]:
 @contextmanager
 def rounds_many(settings: Settings) -> Iterator[Round]:
     count = CROWD_QUICK if settings.quick else CROWD
-    with kernel() as live, Floor("crowd", count, "small") as crowd:
+    with kernel() as live, Beside("crowd", count, "small") as crowd:
         ids = live.spawn_many(agents.act_once_and_idle, count)
         yield lambda: {MANY.name: Reading(_stop_all_ms(live, ids), crowd.ask(what="stop") / 1e6)}
 

@@ -1,6 +1,6 @@
-"""What nothing could be cheaper than, measured beside the real thing. Each floor runs in processes of its own.
+"""What runs beside the real thing: floors, which nothing could be cheaper than, and parts taken out of the whole.
 
-A floor program waits for one JSON line of parameters, answers with one, and ends with its standard input, so that it
+A program waits for one JSON line of parameters, answers with one, and ends with its standard input, so that it
 goes when we go, however we go. Between two questions it sleeps.
 """
 
@@ -18,11 +18,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 END_LIMIT_S: Final = 30.0  # a crowd of a thousand takes a second
 
 
-class Floor:
-    """One floor program, by its name in benchmarks.floor_programs."""
+class Beside:
+    """One of benchmarks.programs, in a process of its own."""
 
     def __init__(self, name: str, *arguments: object) -> None:
-        command = [sys.executable, "-P", "-m", "benchmarks.floor_programs", name, *map(str, arguments)]
+        command = [sys.executable, "-P", "-m", "benchmarks.programs", name, *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -36,7 +36,7 @@ class Floor:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the floor {self._process.args!r} ended with {self._process.wait()}")
+            raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()}")
         return json.loads(answer)
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The programs behind benchmarks.floors: `python -m benchmarks.floor_programs NAME ARGUMENT…`.
+"""What benchmarks.beside starts: `python -m benchmarks.programs NAME ARGUMENT…`.
 
 Each reads one JSON line a question from its standard input and prints one JSON line, until its input ends.
 """
@@ -161,7 +161,19 @@ def pss_bytes(pid: int) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith(b"Pss:")) * 1024
 
 
-PROGRAMS: Final[dict[str, Callable[..., Any]]] = {"echo": echo, "birth": birth, "crowd": crowd}
+# --- the subject of the recorder's row ------------------------------------------------------------------------------
+
+
+@contextmanager
+def recorder(directory: str) -> Iterator[Handler]:
+    """Count durable events a second of journal and recorder, see benchmarks.pair."""
+    from benchmarks import pair  # noqa: PLC0415 - the floors stay small
+
+    with pair.recorder(directory) as handler:
+        yield handler
+
+
+PROGRAMS: Final[dict[str, Callable[..., Any]]] = {"echo": echo, "birth": birth, "crowd": crowd, "recorder": recorder}
 
 
 def main() -> None:
