@@ -7,15 +7,16 @@ name under which its function was registered in the host program or in a module 
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, Final, NoReturn, Self
 
 from agentos.agent.process import AgentProcess, current
+from agentos.agent.runtime import Done
 from agentos.errors import BadRequest, KernelUnavailable, NotPermitted, ProtocolError
 from agentos.signals import AgentSignal, parse_signal
 from agentos.status import AgentStatus, status_of
@@ -122,7 +123,7 @@ class AgentKernel:
             raise failed.exceptions[0] from None
         except asyncio.CancelledError:
             with contextlib.suppress(KernelUnavailable):
-                self._submit("send_signal", {"id": child_id, "signal": AgentSignal.SIGTERM.value})
+                self._submit("send_signal", {"id": child_id, "signal": AgentSignal.SIGTERM.value}, lambda *_: None)
             raise
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
@@ -140,7 +141,7 @@ class AgentKernel:
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous."""
-        return status_of(self._submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
+        return status_of(self._call_now("status", {"id": agent_id}))
 
     @property
     def current_agent_id(self) -> str:
@@ -178,15 +179,50 @@ class AgentKernel:
     # --- the pipe --------------------------------------------------------------------------------------------------
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
-        return await asyncio.wrap_future(self._submit(method, params))
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
 
-    def _submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
+        def done(value: Any, error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(_settle, future, value, error)
+
+        self._submit(method, params, done)
+        return await future
+
+    def _call_now(self, method: str, params: dict[str, Any]) -> Any:
+        """Wait for the answer; in a signal handler too, hence without a lock that what it interrupted may hold."""
+        answers: list[tuple[Any, Exception | None]] = []
+        arrived = _thread.allocate_lock()
+        arrived.acquire()
+
+        def done(value: Any, error: Exception | None) -> None:
+            answers.append((value, error))
+            arrived.release()
+
+        self._submit(method, params, done)
+        if not arrived.acquire(timeout=CALL_LIMIT_S):
+            raise KernelUnavailable(f"{method}: the kernel did not answer within {CALL_LIMIT_S:g} s")
+        value, error = answers[0]
+        if error is not None:
+            raise error
+        return value
+
+    def _submit(self, method: str, params: dict[str, Any], done: Done) -> None:
         if self._process.runtime is None:
             raise KernelUnavailable(f"{method}: this agent has not started yet")
         try:
-            return self._process.runtime.call(method, params)
+            self._process.runtime.call(method, params, done)
         except ProtocolError as error:
             raise BadRequest(f"{method}: {error}") from error
+
+
+def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if future.done():  # cancelled meanwhile
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)
 
 
 def agent_kernel() -> AgentKernel | None:

@@ -1,53 +1,56 @@
 """The agent's end of its pipes to the kernel: one write and one read per action, and frames that expect no answer.
 
 Blocking and fail-closed: whatever is not a well-formed verdict for this very action is KernelUnavailable, and stays
-so. Safe between threads, inside signal handlers (which may interrupt an action and act themselves), and, once the
-agent has forked, between processes. Holds no policy; knows nothing of hooks.
+so. Safe between threads, between processes once the agent has forked, and inside signal handlers, which may interrupt
+an action anywhere, act themselves, and raise. Holds no policy; knows nothing of hooks.
 
-Facts: a write of at most PIPE_BUF bytes is atomic (pipe(7)); Python retries system calls after a signal handler ran
-(PEP 475), so waiting has a limit after which what a handler may have read for us is looked up; POSIX record locks
-belong to a process, not to a thread, and die with it (fcntl(2)).
+Facts: a write of at most PIPE_BUF bytes is atomic (pipe(7)). POSIX record locks belong to a process, not to a thread,
+and die with it (fcntl(2)). CPython runs signal handlers in the main thread only, between two bytecodes: after a call
+and when a loop turns, never inside a function of C that does not wait, nor between `with` and its first line.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import fcntl
 import itertools
 import os
 import select
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from agentos import wire
 from agentos.actions import RESOURCE_BYTES_MAX
 from agentos.errors import KernelUnavailable, ProtocolError
+from agentos.shape import ITEMS_MAX
 
 READ_BYTES: Final = 65_536
 PIPE_BUF: Final = select.PIPE_BUF
-RECHECK_S: Final = 0.5  # an action that a signal handler interrupted and whose verdict that handler read
+RECHECK_S: Final = 0.02  # for a verdict that was read by the handler which interrupted us, and for a pipe closed here
 FLUSH_LIMIT_S: Final = 5.0  # for a large frame of another thread, at exit
 TOO_LARGE: Final = "the action is too large to be decided"
 
+_OURS: Final = frozenset({wire.Act})
 _NO_CLAIMS: Final[Mapping[str, Any]] = MappingProxyType({})
-_TURN, _WRITE, _LOCKS_BYTES = 0, 1, 2  # bytes of the shared file that are locked; the number of forks comes after
-_FORKS: Final = slice(_LOCKS_BYTES, _LOCKS_BYTES + 8)
+_TURN, _BIRTH = 0, 1  # bytes of the shared file that are locked; what they guard: the pipes, and the number below
+_FORKS: Final = 8  # where the shared file holds how many processes were forked
+
+T = TypeVar("T")
 
 
 class Channel:
     """One per agent, shared by its threads and by the processes it forks without exec."""
 
     def __init__(self, up: int, down: int) -> None:
-        self._up = up
-        self._down = down
-        for descriptor in (up, down):
-            os.set_inheritable(descriptor, False)
-        os.set_blocking(down, False)  # a signal handler may have read what epoll announced
+        self._up = Pipe(up)
+        self._down = Pipe(down)
+        os.set_blocking(down, False)  # what epoll announced, a signal handler may have read
         self._broken: str | None = None
         self._shared: int | None = None  # a memory file that carries the locks, made at the first fork
         self._begin(0)
+        self._poller = self._new_poller()
         os.register_at_fork(
             before=self._before_fork, after_in_parent=self._after_fork_in_parent, after_in_child=self._after_fork
         )
@@ -55,12 +58,18 @@ class Channel:
     def _begin(self, generation: int) -> None:
         """Set up what belongs to one process. Ids of different generations never meet."""
         self._ids = itertools.count((generation << 32) + 1)
-        self._turn = _Lock(_TURN)
-        self._write = _Lock(_WRITE)
-        self._decoder = wire.Decoder(wire.TO_AGENT_VERDICTS)
-        self._early: dict[int, wire.Verdict | None] = {}  # actions under way; verdicts another reader found
-        self._poller = select.epoll()
-        self._poller.register(self._down, select.EPOLLIN)
+        self._turn = threading.RLock()  # for the reading of verdicts
+        self._depth = 0  # how many actions this process is in: more than one when handlers act
+        self._writing = threading.RLock()  # for the writing of one frame
+        self._aside: set[Any] = set()  # a lock for each large frame that is on its way
+        self._early: dict[int, wire.Verdict | None] = {}  # the actions under way and their verdicts, once read
+        self._arrived: list[bytes] = []  # what was read and is not in `_early` yet
+        self._version = 0  # of `_arrived`
+
+    def _new_poller(self) -> select.epoll:
+        poller = select.epoll()
+        poller.register(self._down.descriptor, select.EPOLLIN)
+        return poller
 
     # --- actions ---------------------------------------------------------------------------------------------------
 
@@ -79,47 +88,92 @@ class Channel:
         Raises KernelUnavailable when no verdict can be had, ProtocolError when `claims` cannot be encoded.
         """
         act_id = next(self._ids)
-        frame = wire.Act(
-            act_id, operation, resource, resolved, None if argv is None else list(argv), _cwd(), dict(claims), source
-        )
-        data = wire.encode(frame)
-        if len(resource) > RESOURCE_BYTES_MAX or len(data) > wire.ACTION_BYTES_MAX:
-            return wire.Verdict(act_id, "deny", TOO_LARGE, None, None, None, resource[:256], 0, False, None)
+        words = None if argv is None else [text(word) for word in argv]
+        names = text(resource), None if resolved is None else text(resolved)
+        data = wire.encode(wire.Act(act_id, operation, *names, words, text(_cwd()), dict(claims), source))
+        if len(names[0]) > RESOURCE_BYTES_MAX or len(data) > wire.ACTION_BYTES_MAX:
+            return wire.Verdict(act_id, "deny", TOO_LARGE, None, None, None, names[0][:256], 0, False, None)
+        if claims:
+            _check(data)
+        return self._in_turn(lambda: self._ask(act_id, data))
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        """Do `work` while no other thread and no other process of the agent reads, nor writes once there are several.
+
+        A handler that interrupts may come in again; only the outermost gives the file's lock back.
+        """
         with self._turn:
-            if self._broken:
-                raise KernelUnavailable(self._broken)
-            self._early[act_id] = None
+            depth = self._depth
+            self._depth = depth + 1
             try:
-                self.write(data)
-                return self._await(act_id)
+                if self._shared is not None:
+                    self._lock(self._shared, fcntl.LOCK_EX)
+                return work()
             finally:
-                self._early.pop(act_id, None)
+                self._depth = depth
+                if depth == 0 and self._shared is not None:
+                    self._lock(self._shared, fcntl.LOCK_UN)
 
-    def _await(self, act_id: int) -> wire.Verdict:
-        """Read verdicts until ours is there. Those of a killed sibling process are nobody's and are dropped."""
-        early = self._early
-        while True:
-            self._poller.poll(RECHECK_S)
-            if early[act_id] is None:
-                self._read_verdicts()
-            verdict = early[act_id]
-            if verdict is not None:
-                return verdict
-
-    def _read_verdicts(self) -> None:
+    def _lock(self, shared: int, how: int) -> None:
         try:
-            data = os.read(self._down, READ_BYTES)
-            for verdict in self._decoder.feed(data):
-                if verdict.id in self._early:
-                    self._early[verdict.id] = verdict
-        except BlockingIOError:
-            return
-        except ProtocolError as error:
-            raise self._break(f"the kernel sent what is no verdict: {error}") from error
+            fcntl.lockf(shared, how, 1, _TURN)
         except OSError as error:
-            raise self._break(f"the verdict pipe cannot be read ({error.strerror})") from error
-        if not data:
-            raise self._break("the kernel is gone")
+            if not _is_ours(error):
+                raise
+            raise self._break(f"the lock of this agent's processes is lost ({error.strerror})") from error
+
+    def _ask(self, act_id: int, data: bytes) -> wire.Verdict:
+        early = self._early
+        early[act_id] = None
+        try:
+            self._write(data)
+            while (verdict := early[act_id]) is None:
+                self._read_verdicts(early)
+            return verdict
+        finally:
+            early.pop(act_id, None)
+
+    def _read_verdicts(self, early: dict[int, wire.Verdict | None]) -> None:
+        """Wait a moment for verdicts and read them. Those that nobody waits for any more are dropped."""
+        try:
+            if self._poller.poll(RECHECK_S):
+                self._version += 1
+                self._arrived.extend(map(os.read, (self._down.descriptor,), (READ_BYTES,)))  # read and kept in one call
+            else:
+                self._down.check()
+        except OSError as error:
+            if not _is_ours(error):
+                raise
+            if early is self._early and not isinstance(error, BlockingIOError):
+                raise self._break(f"the verdict pipe cannot be read ({error.strerror})") from error
+        if early is not self._early:
+            raise KernelUnavailable("this process was forked while its parent waited for a verdict")
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Move verdicts from `_arrived` to `_early`.
+
+        A handler that acts may do the same in the middle of it: nothing is taken away that has not been handed out,
+        and nothing that changed meanwhile is put back.
+        """
+        while True:
+            version = self._version
+            arrived = [*self._arrived]
+            decoder = wire.Decoder(wire.TO_AGENT_VERDICTS, frame_bytes_max=wire.ACTION_BYTES_MAX)
+            data = b"".join(arrived)
+            try:
+                for verdict in decoder.feed(data):
+                    if verdict.id in self._early:
+                        self._early[verdict.id] = verdict
+            except ProtocolError as error:
+                raise self._break(f"the kernel sent what is no verdict: {error}") from error
+            if arrived and not arrived[-1]:
+                raise self._break("the kernel is gone")
+            rest = data[len(data) - decoder.pending_bytes :]
+            left = [rest] if rest else []
+            if self._version == version:
+                self._version, self._arrived = version + 1, left
+                return
 
     def _break(self, why: str) -> KernelUnavailable:
         self._broken = self._broken or f"{why}; nothing is allowed any more"
@@ -129,106 +183,154 @@ class Channel:
 
     def send(self, frame: Any) -> None:
         """Send a frame that expects no verdict. Raises ProtocolError or KernelUnavailable."""
-        self.write(wire.encode(frame))
+        data = wire.encode(frame)
+        if self._shared is None:
+            self._write(data)
+        else:
+            self._in_turn(lambda: self._write(data))
 
-    def write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> None:
         """Write one encoded frame, undivided by those of other threads, handlers and processes."""
-        if len(data) > PIPE_BUF and threading.current_thread() is threading.main_thread():
+        if len(data) > PIPE_BUF and threading.get_ident() == threading.main_thread().ident:
             self._write_aside(data)
-            return
-        with self._write:
-            self._write_all(data)
+        else:
+            self._write_here(data)
 
     def _write_aside(self, data: bytes) -> None:
         """Write a large frame in a thread of its own: signal handlers, which run in the main thread, cannot cut it."""
+        done = _thread.allocate_lock()
+        done.acquire()
         failures: list[KernelUnavailable] = []
 
         def write() -> None:
             try:
-                with self._write:
-                    self._write_all(data)
+                self._write_here(data)
             except KernelUnavailable as error:
                 failures.append(error)
+            finally:
+                self._aside.discard(done)
+                done.release()
 
-        thread = threading.Thread(target=write, name="agentos-write", daemon=True)
-        thread.start()
-        thread.join()
+        self._aside.add(done)
+        try:
+            _thread.start_new_thread(write, ())  # not threading's: a handler that raises would upset its books
+        except RuntimeError as error:
+            self._aside.discard(done)
+            raise KernelUnavailable(f"a frame of {len(data)} bytes needs a thread, but {error}") from error
+        done.acquire()
         if failures:
             raise failures[0]
 
-    def _write_all(self, data: bytes) -> None:
-        try:
-            sent = os.write(self._up, data)  # whole, when it fits PIPE_BUF
-            while sent < len(data):
-                sent += os.write(self._up, data[sent : sent + READ_BYTES])
-        except OSError as error:
-            raise self._break(f"the kernel is gone ({error.strerror})") from error
+    def _write_here(self, data: bytes) -> None:
+        with self._writing:
+            if self._broken:
+                raise KernelUnavailable(self._broken)
+            try:
+                self._up.check()
+                sent = os.write(self._up.descriptor, data)  # whole, when it fits PIPE_BUF
+                while sent < len(data):
+                    sent += os.write(self._up.descriptor, data[sent : sent + READ_BYTES])
+            except OSError as error:
+                if not _is_ours(error):
+                    raise
+                raise self._break(f"the kernel is gone ({error.strerror})") from error
 
     def flush(self) -> None:
-        """Wait until no other thread is in the middle of a frame; at exit, lest the stream ends in one."""
-        if self._write.threads.acquire(timeout=FLUSH_LIMIT_S):
-            self._write.threads.release()
+        """Wait until no thread is in the middle of a frame; at exit, lest the stream ends in one."""
+        for lock in (*self._aside, self._writing):
+            if lock.acquire(timeout=FLUSH_LIMIT_S):
+                lock.release()
 
     # --- fork ------------------------------------------------------------------------------------------------------
 
     def _before_fork(self) -> None:
         """Let the action under way finish, and have a lock that both processes will know."""
-        self._turn.threads.acquire()
-        self._write.threads.acquire()
+        self._turn.acquire()
+        self._writing.acquire()
         if self._shared is None:
             self._shared = os.memfd_create("agentos-turn")  # close-on-exec by default
-            os.ftruncate(self._shared, _FORKS.stop)
 
     def _after_fork_in_parent(self) -> None:
-        self._turn.file = self._write.file = self._shared
-        self._write.threads.release()
-        self._turn.threads.release()
+        self._writing.release()
+        self._turn.release()
 
     def _after_fork(self) -> None:
         """In the child: new locks, no threads, ids of its own. An action the fork interrupted is not ours to await."""
-        assert self._shared is not None
         self._poller.close()
-        with _Lock(_WRITE, self._shared):
-            generation = int.from_bytes(os.pread(self._shared, 8, _FORKS.start)) + 1
-            os.pwrite(self._shared, generation.to_bytes(8), _FORKS.start)
-        self._begin(generation)
-        self._turn.file = self._write.file = self._shared
+        self._begin(0)
+        try:
+            if self._shared is None:
+                raise OSError(0, "no memory file could be made")
+            self._begin(_new_generation(self._shared))
+            self._poller = self._new_poller()
+        except OSError as error:  # with its parent's ids it could take its parent's verdicts for its own
+            self._break(f"this process was forked, but has no lock and no ids of its own ({error.strerror})")
 
 
-class _Lock:
-    """A re-entrant lock between threads and, once `file` is set, between processes.
+class Pipe:
+    """One end of a pipe, by number; `check` sees when the agent closed it and the number now means something else."""
 
-    A handler may interrupt at any point: taking the file's lock twice is harmless, and only the outermost holder
-    gives it back.
-    """
+    __slots__ = ("_identity", "descriptor")
 
-    __slots__ = ("_byte", "_count", "file", "threads")
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self.descriptor = descriptor
+        self._identity = os.fstat(descriptor).st_ino
 
-    def __init__(self, byte: int, file: int | None = None) -> None:
-        self.threads = threading.RLock()
-        self.file = file
-        self._byte = byte
-        self._count = 0
-
-    def __enter__(self) -> None:
-        self.threads.acquire()
-        self._count += 1
-        if self.file is not None:
-            fcntl.lockf(self.file, fcntl.LOCK_EX, 1, self._byte)
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if self.file is not None and self._count == 0:
-            with contextlib.suppress(OSError):  # the agent closed it: its next action fails, and closed
-                fcntl.lockf(self.file, fcntl.LOCK_UN, 1, self._byte)
-        self.threads.release()
+    def check(self) -> None:
+        """Raise OSError unless the descriptor is still the pipe that it was."""
+        if os.fstat(self.descriptor).st_ino != self._identity:
+            raise OSError(0, "the agent closed its pipe")
 
 
 def frames(descriptor: int, accept: frozenset[Any]) -> Iterator[Any]:
     """Yield the frames that arrive on a blocking descriptor until its end. Raises ProtocolError or OSError."""
+    pipe = Pipe(descriptor)
     decoder = wire.Decoder(accept)
     while data := os.read(descriptor, READ_BYTES):
         yield from decoder.feed(data)
+        pipe.check()
+
+
+def _is_ours(error: OSError) -> bool:
+    """Whether a system call of this module failed; a signal handler that ran meanwhile may raise OSErrors of its own.
+
+    Many do: TimeoutError is one. A handler has a frame of its own, and a system call has none.
+    """
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_filename == __file__
+
+
+def _new_generation(shared: int) -> int:
+    """Count this process among the forked ones and return its number, which no other has."""
+    fcntl.lockf(shared, fcntl.LOCK_EX, 1, _BIRTH)
+    try:
+        generation = int.from_bytes(os.pread(shared, 8, _FORKS)) + 1
+        os.pwrite(shared, generation.to_bytes(8), _FORKS)
+    finally:
+        fcntl.lockf(shared, fcntl.LOCK_UN, 1, _BIRTH)
+    return generation
+
+
+def text(name: str) -> str:
+    r"""Return a name as it can be sent: bytes that are no UTF-8, half characters to Python, read as `\xNN`.
+
+    Raises ProtocolError for half a character that stands for no byte.
+    """
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError as error:
+        raise ProtocolError(f"{name!r} holds half a character") from error
+
+
+def _check(data: bytes) -> None:
+    """Raise ProtocolError for what the kernel would end this agent for: it is a mistake here, not an attack."""
+    for _ in wire.Decoder(_OURS, items_max=ITEMS_MAX).feed(data):
+        pass
 
 
 def _cwd() -> str:

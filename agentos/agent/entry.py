@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import importlib
 import inspect
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -58,7 +60,6 @@ def main(up_fd: int, down_fd: int, calls_fd: int) -> NoReturn:
 def _live(up_fd: int, down_fd: int, calls_fd: int) -> int:
     """Become the agent, run it, clean up. Returns the exit code; raises Terminated when a signal asked for the end."""
     _renew_interpreter()
-    os.set_inheritable(calls_fd, False)
     incoming = frames(calls_fd, wire.TO_AGENT_CALLS)
     start = _receive_start(incoming)
     channel = Channel(up_fd, down_fd)
@@ -111,9 +112,20 @@ def _outcome(start: wire.Start) -> tuple[wire.Result | wire.Raised, int]:
     except SystemExit as error:
         if error.code is None or error.code == 0:
             return wire.Result(pack_value(None, "the result")), 0
-        return report.raised(error), error.code & 0xFF if isinstance(error.code, int) else EXIT_RAISED
+        return _told(error), error.code & 0xFF if isinstance(error.code, int) else EXIT_RAISED
     except BaseException as error:  # the top loop of somebody else's code
-        return report.raised(error), EXIT_RAISED
+        return _told(error), EXIT_RAISED
+
+
+def _told(error: BaseException) -> wire.Raised:
+    """Return the frame for `error`, whose own code may run when it is shown, and fail."""
+    try:
+        return report.raised(error)
+    except Terminated:
+        raise
+    except BaseException as second:
+        names = report.type_name(error), report.type_name(second)
+        return wire.Raised(names[0], f"it cannot be shown: showing it raised {names[1]}", "", None)
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
@@ -128,6 +140,7 @@ def _renew_interpreter() -> None:
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.modules["__main__"] = ModuleType("__main__")
     importlib.invalidate_caches()
+    tempfile.tempdir = None  # TMPDIR is this agent's own
     time.tzset()
 
 
@@ -138,8 +151,9 @@ def _terminate(number: int, _: FrameType | None) -> None:
 def _clean_up(agent: AgentProcess) -> None:
     """Run the clean-up functions undisturbed: who asks a second time gets SIGKILL after the grace."""
     for ending in _ENDING:
-        if signal.getsignal(ending) is _terminate:
-            signal.signal(ending, signal.SIG_IGN)
+        while signal.getsignal(ending) is _terminate:
+            with contextlib.suppress(Terminated):  # in the last moment: the function has ended anyway
+                signal.signal(ending, signal.SIG_IGN)
     try:
         agent.cleanup()
     except BaseException:  # it is the user's code; the result is told already

@@ -17,6 +17,8 @@ TRACEBACK_CHARACTERS_MAX: Final = 32 * 1024
 MESSAGE_CHARACTERS_MAX: Final = 8 * 1024
 TYPE_CHARACTERS_MAX: Final = 200
 _NOT_THEIRS: Final = (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib")  # ours, and import's
+_NUMBER_MAX: Final = 2**63
+_QUALNAME: Final = type.__dict__["__qualname__"]
 _FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation", "retry_after_s")
 
 
@@ -25,11 +27,16 @@ def raised(error: BaseException) -> wire.Raised:
     report = traceback.TracebackException.from_exception(error, compact=True)
     _trim(report)
     return wire.Raised(
-        _bounded(type(error).__qualname__, TYPE_CHARACTERS_MAX),
+        type_name(error),
         _bounded(str(report), MESSAGE_CHARACTERS_MAX),
         _bounded("".join(report.format()), TRACEBACK_CHARACTERS_MAX),
         _violation(error),
     )
+
+
+def type_name(error: BaseException) -> str:
+    """Return the name of the class, as it was made, whatever its metaclass says."""
+    return _bounded(_QUALNAME.__get__(type(error)), TYPE_CHARACTERS_MAX)
 
 
 def _trim(report: traceback.TracebackException) -> None:
@@ -57,12 +64,22 @@ def _violation(error: BaseException) -> dict[str, Any] | None:
     leaves = list(_leaves(error))
     if not leaves or not all(isinstance(leaf, PolicyViolationError) for leaf in leaves):
         return None
-    return {name: value for name in _FIELDS if (value := getattr(leaves[0], name, None)) is not None}
+    fields = vars(leaves[0])
+    return {name: _plain(fields[name]) for name in _FIELDS if isinstance(fields.get(name), str | int | float)}
+
+
+def _plain(value: str | float) -> str | float:
+    """Return what was set on the error as the wire can carry it, whoever set it."""
+    if isinstance(value, str):
+        return _bounded(str(value), MESSAGE_CHARACTERS_MAX)
+    return value if abs(value) < _NUMBER_MAX else 0
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
+    """Yield what a group holds, however deep; an error that is no group is all there is."""
+    nodes = [error]
+    for node in nodes:
+        if isinstance(node, BaseExceptionGroup):
+            nodes += node.exceptions
+        else:
+            yield node

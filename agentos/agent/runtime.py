@@ -1,7 +1,8 @@
-"""The agent's second thread: answers the kernel's queries and hands out the replies to kernel calls.
+"""The agent's second thread: hands out the answers to kernel calls, and has the kernel's queries answered.
 
-It runs no user code itself (clean-up functions get a thread of their own), takes no signals, and never keeps the
-process alive. When the calls pipe ends, every waiting call fails with KernelUnavailable.
+It runs no user code (queries get a thread each), takes no signals, never keeps the process alive, and never waits for
+anybody: a signal handler may have interrupted the main thread anywhere and make a call itself. When the calls pipe
+ends, every call that waits ends with KernelUnavailable.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from agentos.faults import rebuild
 
 _GONE: Final = "the kernel is gone"
 
+Done = Callable[[Any, Exception | None], None]  # called by this thread with the answer or the failure; must not wait
+
 
 class Runtime:
     """Owns the calls pipe from the moment `start` returns."""
@@ -29,7 +32,7 @@ class Runtime:
         self._process = process
         self._incoming = incoming
         self._ids = itertools.count(1)
-        self._waiting: dict[int, Future[Any]] = {}  # no lock: a signal handler may interrupt a call and make one
+        self._waiting: dict[int, Done] = {}  # no lock: each use is one step of the interpreter
         self._gone = False
 
     def start(self) -> None:
@@ -40,22 +43,22 @@ class Runtime:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def call(self, method: str, params: dict[str, Any]) -> Future[Any]:
-        """Send one kernel call; the future holds its value or the error that the kernel named."""
+    def call(self, method: str, params: dict[str, Any], done: Done) -> None:
+        """Send one kernel call; `done` gets its value, or the error that the kernel named.
+
+        Raises KernelUnavailable or ProtocolError when it cannot be sent; `done` may be called none the less.
+        """
         if not self._process.is_first:
             raise KernelUnavailable(f"{method}: kernel calls are made by the agent's first process, not by its forks")
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
         call = wire.Call(next(self._ids), method, params)
-        self._waiting[call.id] = future
+        self._waiting[call.id] = done
         try:
-            if self._gone:  # looked at after the future is in: either `_end` finds it there, or we see the end here
+            if self._gone:  # looked at after `done` is in: either `_end` finds it there, or we see the end here
                 raise KernelUnavailable(_GONE)
             self._process.channel.send(call)
         except AgentosError:
             self._waiting.pop(call.id, None)
             raise
-        return future
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
@@ -70,37 +73,42 @@ class Runtime:
     def _end(self) -> None:
         self._gone = True
         while self._waiting:
-            self._waiting.popitem()[1].set_exception(KernelUnavailable(_GONE))
+            self._waiting.popitem()[1](None, KernelUnavailable(_GONE))
 
     def _dispatch(self, frame: Any) -> None:
         match frame:
             case wire.Reply():
-                if future := self._waiting.pop(frame.id, None):
-                    future.set_result(frame.value)
+                self._waiting.pop(frame.id, _drop)(frame.value, None)
             case wire.Fault():
-                if future := self._waiting.pop(frame.id, None):
-                    future.set_exception(rebuild(frame))
+                self._waiting.pop(frame.id, _drop)(None, rebuild(frame))
             case wire.Query():
-                self._query(frame)
+                threading.Thread(target=self._answer, args=(frame,), name="agentos-query", daemon=True).start()
             case _:
                 raise ProtocolError(f"{type(frame).__name__} after the start")
 
-    def _query(self, query: wire.Query) -> None:
+    # --- queries ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, query: wire.Query) -> None:
         process = self._process
+        error = ""
         match query.what:
             case "get_state":
-                process.channel.send(wire.Answer(query.id, True, process.state, ""))
+                pass
             case "save_state":
                 process.channel.send(wire.Call(next(self._ids), "save_state", {"value": process.state}))
-                process.channel.send(wire.Answer(query.id, True, process.state, ""))
             case "cleanup":
-                threading.Thread(target=self._cleanup, args=(query.id,), name="agentos-cleanup", daemon=True).start()
+                error = self._cleanup()
             case _:
-                process.channel.send(wire.Answer(query.id, False, b"", f"unknown query {query.what!r}"))
+                error = f"unknown query {query.what!r}"
+        with suppress(KernelUnavailable):
+            process.channel.send(wire.Answer(query.id, not error, b"" if error else process.state, error))
 
-    def _cleanup(self, query_id: int) -> None:
+    def _cleanup(self) -> str:
+        """Run the clean-up functions; what went wrong, or nothing."""
         with ThreadPoolExecutor(1) as executor:  # it keeps what the functions raise
             error = executor.submit(self._process.cleanup).exception()
-        text = "" if error is None else f"{type(error).__name__} in a clean-up function"
-        with suppress(KernelUnavailable):
-            self._process.channel.send(wire.Answer(query_id, error is None, self._process.state, text))
+        return "" if error is None else f"{type(error).__name__} in a clean-up function"
+
+
+def _drop(_: Any, __: Exception | None) -> None:
+    """Take the answer to a call that nobody made or waits for."""

@@ -42,6 +42,8 @@ def act(operation: str, resource: str, /, **claims: Any) -> Allowed:
     rate limit), also when no verdict can be had; BadRequest outside an agent or for claims that cannot be sent.
     """
     process = _agent("act")
+    if not isinstance(operation, str) or not isinstance(resource, str):
+        raise BadRequest(f"act({operation!r}, {resource!r}): both are text, such as act('read', 'db/users/42')")
     verdict = process.decide(operation, resource, claims=claims)
     return Allowed(operation, verdict.resource, verdict.rule, verdict.rule_name, verdict.reason, verdict.seq)
 
@@ -106,7 +108,7 @@ def save_state(value: Any) -> None:
     packed = pack_value(value, "the state")
     process.state = packed
     if process.runtime is not None:
-        process.runtime.call("save_state", {"value": packed})
+        process.runtime.call("save_state", {"value": packed}, lambda *_: None)
 
 
 def on_cleanup(function: F) -> F:

@@ -1,0 +1,153 @@
+"""act, tool, save_state and on_cleanup: inside a really forked agent, and what is left of them in a host program."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_world import agent, refuse
+
+import agentos
+from agentos import PolicyViolationError, errors, wire
+from agentos.values import unpack_value
+
+# --- tools -----------------------------------------------------------------------------------------------------------
+
+
+@agentos.tool
+def double(number: int) -> int:
+    """Twice the number."""
+    return number * 2
+
+
+@agentos.tool(name="mail/send", cost=0.5)
+async def send(to: str) -> str:
+    await asyncio.sleep(0)
+    return f"sent to {to}"
+
+
+def test_a_tool_is_an_action_with_an_outcome() -> None:
+    def function() -> list[Any]:
+        return [double(21), asyncio.run(send("ada"))]
+
+    with agent(function) as one:
+        assert one.result() == [42, "sent to ada"]
+        first, second = one.of(wire.Act)
+        assert (first.operation, first.resource, first.claims) == ("execute", "tools/double", {})
+        assert (second.resource, second.claims) == ("tools/mail/send", {"cost": 0.5})
+        assert one.of(wire.Outcome) == [wire.Outcome(first.id, True, ""), wire.Outcome(second.id, True, "")]
+
+
+def test_a_refused_tool_never_runs_and_has_no_outcome(tmp_path: Path) -> None:
+    @agentos.tool
+    def remove(place: str) -> None:
+        Path(place).touch()
+
+    @agentos.tool
+    async def remove_later(place: str) -> None:
+        Path(place).touch()
+
+    def function(place: str) -> list[str]:
+        refused = []
+        for call in (lambda: remove(place), lambda: asyncio.run(remove_later(place))):
+            try:
+                call()
+            except PolicyViolationError as refusal:
+                refused.append(refusal.resource)
+        return refused
+
+    with agent(function, str(tmp_path / "file"), judge=refuse("remove")) as one:
+        assert one.result() == ["tools/remove", "tools/remove_later"]
+        assert not one.of(wire.Outcome)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_tool_that_fails_says_so_and_raises() -> None:
+    @agentos.tool
+    def fail() -> None:
+        raise KeyError("secret detail")
+
+    def function() -> str:
+        try:
+            fail()
+        except KeyError as error:
+            return str(error)
+        return "no error"
+
+    with agent(function) as one:
+        assert one.result() == "'secret detail'"
+        (outcome,) = one.of(wire.Outcome)
+        assert outcome == wire.Outcome(one.of(wire.Act)[0].id, False, "KeyError")
+
+
+def test_nested_and_concurrent_tools_keep_their_outcomes_apart() -> None:
+    @agentos.tool
+    def outer() -> int:
+        return double(1) + double(2)
+
+    def function() -> int:
+        threads = [threading.Thread(target=outer) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return outer()
+
+    with agent(function) as one:
+        assert one.result() == 6
+        ids = sorted(act.id for act in one.of(wire.Act))
+        assert sorted(outcome.id for outcome in one.of(wire.Outcome)) == ids
+        assert len(ids) == 15
+
+
+def test_a_tool_is_still_its_function() -> None:
+    assert (double.__name__, double.__doc__) == ("double", "Twice the number.")
+    assert asyncio.iscoroutinefunction(send)
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def test_saved_state_is_a_copy_and_is_sent() -> None:
+    def function() -> None:
+        state = {"step": 1}
+        agentos.save_state(state)
+        state["step"] = 2
+        agentos.save_state(state)
+
+    with agent(function) as one:
+        one.result()
+        saved = [unpack_value(call.params["value"]) for call in one.of(wire.Call)]
+    assert saved == [{"step": 1}, {"step": 2}]
+
+
+def test_a_state_that_cannot_cross_is_refused_and_the_old_one_stays() -> None:
+    def function() -> str:
+        from agentos.agent import process
+
+        agentos.save_state({"step": 1})
+        try:
+            agentos.save_state({"lock": threading.Lock()})
+        except errors.NotSerialisable as error:
+            current = process.current()
+            assert current is not None
+            return f"{error.where} {unpack_value(current.state)}"
+        return "saved"
+
+    with agent(function) as one:
+        assert one.result() == "the state {'step': 1}"
+
+
+# --- in a host program -----------------------------------------------------------------------------------------------
+
+
+def test_outside_an_agent_tools_run_and_questions_are_mistakes() -> None:
+    assert double(2) == 4
+    assert asyncio.run(send("ada")) == "sent to ada"
+    assert agentos.on_cleanup(double) is double
+    for call in (lambda: agentos.act("read", "x"), lambda: agentos.save_state(1)):
+        with pytest.raises(errors.BadRequest, match="inside an agent only"):
+            call()
