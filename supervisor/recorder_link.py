@@ -46,11 +46,11 @@ class RecorderLink:
         self._serving: asyncio.Future[None] = loop.create_future()
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._died_early: dict[int, int] | None = None  # while a fork is under way: whoever died meanwhile
+        self._died_early: dict[int, wire.Died] | None = None  # while a fork is under way: whoever died meanwhile
         self._pidfd = -1
         self._restart_delay_s = RESTART_DELAY_S
         self._stopping = False
-        self.pid = 0
+        self.pid = 0  # while there is one
 
     async def open(self) -> None:
         """Start the first recorder; returns once it serves. Raises HostError, with the recorder's own words."""
@@ -66,11 +66,12 @@ class RecorderLink:
     def on_died(self, frame: wire.Died) -> bool:
         """Take in the death of a process of ours; True when that was the recorder, which is then started again."""
         if self._died_early is not None:
-            self._died_early[frame.pid] = frame.status
+            self._died_early[frame.pid] = frame
         if frame.pid != self.pid:
             return False
+        self.pid = 0
         if self._serving.done() and not self._stopping:
-            self._spawn(self._restart(frame.status))
+            self._spawn(self._restart(frame))
         return True
 
     async def stop(self) -> bool:
@@ -96,7 +97,7 @@ class RecorderLink:
             died, self._died_early = self._died_early, None
         self._connect(ours)
         if self.pid in died:  # it was gone before we knew its pid
-            self.on_died(wire.Died(self.pid, died[self.pid], 0))
+            self.on_died(died[self.pid])
 
     def _connect(self, ours: socket.socket) -> None:
         ours.setblocking(False)
@@ -110,10 +111,12 @@ class RecorderLink:
         self._recording.send = self._send
         self._recording.reconnected()
 
-    async def _restart(self, status: int) -> None:
+    async def _restart(self, died: wire.Died) -> None:
         """Record the death (in the journal) and start another recorder, with growing pauses while that fails."""
+        while self._sock is not None and self._read():
+            pass  # its last words may not have been heard yet
         self._disconnect()
-        data = {"pid": self.pid, "status": status, "reason": self._recording.why_not}
+        data = {"pid": died.pid, "status": died.status, "reason": self._recording.why_not}
         self._recording.try_append("recorder_restarted", data, severity="error")
         while True:
             await asyncio.sleep(self._restart_delay_s)
@@ -145,12 +148,13 @@ class RecorderLink:
         if self._outbox is not None:
             self._outbox.write(wire.encode(frame))
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Hear what the recorder says; False when it has nothing to say now, or never again."""
         assert self._sock is not None
         try:
             data = self._sock.recv(READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             data = b""
         if not data:
@@ -159,15 +163,19 @@ class RecorderLink:
             if not self._serving.done():
                 why = self._recording.why_not or "the recorder process ended before it served"
                 self._serving.set_exception(RecorderUnavailable(why))
-            return
+            return False
         for frame in self._decoder.feed(data):
-            if isinstance(frame, wire.Recorded):
-                self._restart_delay_s = RESTART_DELAY_S
-                self._recording.acknowledged(frame.seq)
-            elif isinstance(frame, wire.Fault):
-                self._recording.why_not = frame.message
-            elif not self._serving.done():
-                self._serving.set_result(None)
+            self._take(frame)
+        return True
+
+    def _take(self, frame: Any) -> None:
+        if isinstance(frame, wire.Recorded):
+            self._restart_delay_s = RESTART_DELAY_S
+            self._recording.acknowledged(frame.seq)
+        elif isinstance(frame, wire.Fault):
+            self._recording.why_not = frame.message
+        elif not self._serving.done():
+            self._serving.set_result(None)
 
     def _disconnect(self) -> None:
         if self._sock is not None:

@@ -177,6 +177,7 @@ def tell(what: str) -> None:
 
 def kill(*pids: int) -> None:
     for pid in pids:
+        assert pid > 1, "0 would be our own process group"
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
