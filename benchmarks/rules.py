@@ -42,7 +42,7 @@ def _pattern(number: int) -> Pattern:
         case "url":
             return Pattern("network", f"https://api-{number}.example.com/v1/*")
         case _:
-            return Pattern("read", rf"logs/app_{number}/\d{{4}}\.log", match_type="regex")
+            return Pattern("read", rf"logs/app_{number}/\d+\.log", match_type="regex")
 
 
 def actions(
@@ -77,4 +77,4 @@ def _action(number: int, serial: int) -> tuple[str, str]:
         case "url":
             return "network", f"https://api-{number}.example.com/v1/items/{serial}"
         case _:
-            return "read", f"logs/app_{number}/{serial % 10_000:04d}.log"
+            return "read", f"logs/app_{number}/{serial}.log"
