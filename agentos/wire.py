@@ -436,7 +436,7 @@ class Decoder:
     not trusted. After a ProtocolError the stream is beyond repair: drop the peer.
     """
 
-    __slots__ = ("_accept", "_buffer", "_bytes_max", "_items_max", "frame_bytes")
+    __slots__ = ("_accept", "_buffer", "_bytes_max", "_items_max", "_small_max", "frame_bytes")
 
     def __init__(
         self, accept: frozenset[Any], *, frame_bytes_max: int = FRAME_BYTES_MAX, items_max: int | None = None
@@ -444,6 +444,7 @@ class Decoder:
         self._accept = accept
         self._buffer = bytearray()
         self._bytes_max = frame_bytes_max
+        self._small_max = min(frame_bytes_max, COUNTED_FROM_BYTES)
         self._items_max = items_max
         self.frame_bytes = 0  # of the frame yielded last
 
@@ -452,7 +453,7 @@ class Decoder:
         buffer = self._buffer
         if not buffer and len(data) >= _HEADER_BYTES:  # hot path: one read is one frame
             (size,) = _LENGTH.unpack_from(data)
-            if len(data) == size + _HEADER_BYTES and size <= min(self._bytes_max, COUNTED_FROM_BYTES):
+            if len(data) == size + _HEADER_BYTES and size <= self._small_max:
                 self.frame_bytes = size
                 yield decode_body(data[_HEADER_BYTES:], self._accept)
                 return

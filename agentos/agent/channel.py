@@ -90,7 +90,8 @@ class Channel:
         act_id = next(self._ids)
         words = None if argv is None else [text(word) for word in argv]
         names = text(resource), None if resolved is None else text(resolved)
-        data = wire.encode(wire.Act(act_id, operation, *names, words, text(_cwd()), dict(claims), source))
+        cwd = text(_cwd()) if source == "hook" else ""  # what the agent names itself is relative to no directory
+        data = wire.encode(wire.Act(act_id, operation, *names, words, cwd, dict(claims), source))
         if len(names[0]) > RESOURCE_BYTES_MAX or len(data) > wire.ACTION_BYTES_MAX:
             return wire.Verdict(act_id, "deny", TOO_LARGE, None, None, None, names[0][:256], 0, False, None)
         if claims:
