@@ -31,6 +31,9 @@ class Admission:
     def in_line(self) -> int:
         return len(self._waiting)
 
+    def is_waiting(self, key: str) -> bool:
+        return key in self._waiting
+
     def ask(self, key: str, priority: int = 0) -> list[str]:
         """Get in line; return who may run now: `key` itself, or nobody."""
         self._queue(key, -priority)

@@ -7,33 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos import errors, lifecycle
-from agentos.errors import AgentFailed, AgentosError, AgentTimeoutError, BadRequest, NotPermitted, UnknownAgent
+from agentos.errors import (
+    AgentFailed,
+    AgentosError,
+    AgentTimeoutError,
+    BadRequest,
+    NotPermitted,
+    RateLimitedError,
+    UnknownAgent,
+)
 from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
-from agentos.recorder.event import parse_entry, text
+from agentos.recorder.event import parse_entry
 from agentos.signals import describe_exit, parse_signal
 from agentos.supervisor.agents import Agent
-from agentos.supervisor.policy_source import effective
-from agentos.supervisor.starting import GRACE_S, Request
-from agentos.values import pack_value
+from agentos.supervisor.requests import NO_ARGS, Params, parse_request
 
 if TYPE_CHECKING:
     from agentos.supervisor.kernel import Kernel
 
-_NO_ARGS: Final = pack_value([], "args")
-_NO_KWARGS: Final = pack_value({}, "kwargs")
 _WAITED: Final = {
     "stopped": lambda agent: agent.state is State.STOPPED,
     "running": lambda agent: agent.state is State.RUNNING,
     "exited": lambda agent: agent.gone.is_set(),
 }
 
-Params = Mapping[str, Any]
 Method = Callable[["Calls", "Caller", Params], Awaitable[Any]]
 
 
@@ -94,43 +96,21 @@ class Calls:
 
     async def _start(self, params: Params, parent: Agent | None, descriptors: list[int]) -> Agent:
         kernel = self._kernel
-        argv = [_word(word) for word in params.get("argv") or []]
-        target = params.get("target")
-        cwd = params.get("cwd") or kernel.boot["cwd"]
-        _check_directory(cwd)
         agent_id = kernel.starting.new_id()
-        policy = effective(
-            kernel.policy,
-            kernel.boot,
-            params,
+        request = parse_request(
+            params, parent, policy=kernel.policy, boot=kernel.boot, agent_id=agent_id,
             private=str(kernel.starting.private_path(agent_id)),
-            command=argv[0] if argv else "",
-            code_paths=() if argv else _code_paths(kernel.boot, target),
-            parent=parent.policy if parent else None,
-        )
-        request = Request(
-            agent_id=agent_id,
-            kind="program" if argv else "python",
-            name=_name(params, argv, target),
-            cwd=cwd,
-            argv=argv,
-            target=target,
-            pickle=params.get("pickle"),
-            args=_packed_arguments(params.get("args")),
-            kwargs=params.get("kwargs") or _NO_KWARGS,
-            env=dict(params.get("env") or {}),
-            env_passed=list(params.get("env_passed") or []),
-            env_all=bool(params.get("env_all")),
-            context=dict(params.get("context") or (parent.context if parent else {})),
-            timeout_s=params.get("timeout_s"),
-            grace_s=float(params.get("grace_s") or GRACE_S),
-            require=params.get("require") or (parent.level if parent else None),
-            start_paused=bool(params.get("start_paused")),
-            policy=policy,
-            policy_name=kernel.policy.name,
-            parent=parent,
-        )
+        )  # fmt: skip
+        self._count(request.name, params.get("rate_limit"))
         return await kernel.starting.start(request, descriptors[0] if descriptors else None)
+
+    def _count(self, name: str, limit: int | None) -> None:
+        try:
+            self._kernel.slots.count_execution(name, limit)
+        except RateLimitedError as error:
+            data = {"name": name, "reason": error.reason, "limit": limit, "retry_after_s": error.retry_after_s}
+            self._kernel.recording.try_append("execution_refused", data, severity="warning", agent_name=name)
+            raise
 
     async def register(self, _: Caller, params: Params) -> None:
         """Keep what the host registered, so that agents can name it for their children."""
@@ -144,9 +124,11 @@ class Calls:
         parent = caller.agent
         if parent is None and params.get("parent_id"):
             parent = self._agent(caller, {"id": params["parent_id"]})
-        merged = {**entry, "args": params.get("args") or _NO_ARGS, "kwargs": params.get("kwargs")}
+        merged = {**entry, "args": params.get("args") or NO_ARGS, "kwargs": params.get("kwargs")}
         merged["restrictions"] = params.get("restrictions")
-        merged["timeout_s"] = _seconds(params.get("timeout_s"))
+        merged["timeout_s"] = params.get("timeout_s") or self._kernel.boot["timeout_s"]
+        if caller.agent is None:  # a child of an agent is held at its parent's level
+            merged["require"] = params.get("require")
         bounded = parent if caller.agent or params.get("inherit_permissions", True) else None
         agent = await self._start(merged, bounded, [])
         agent.parent_id = parent.id if parent else None
@@ -222,7 +204,7 @@ class Calls:
     async def wait_all(self, caller: Caller, params: Params) -> list[bytes]:
         """Wait until all of `ids` ended; their packed results in order, else every failure at once."""
         agents = [self._agent(caller, {"id": one}, "wait_all") for one in params["ids"]]
-        with _blocked(caller.agent):
+        async with self._blocked(caller.agent):
             for agent in agents:
                 await agent.gone.wait()
         results, failures = [], []
@@ -234,6 +216,25 @@ class Calls:
         if failures:
             raise SeveralFailed(failures)
         return results
+
+    @contextlib.asynccontextmanager
+    async def _blocked(self, agent: Agent | None) -> AsyncIterator[None]:
+        """An agent waits for others, maybe in several calls at once: it shows, and its slot is lent meanwhile."""
+        if agent is None:
+            yield
+            return
+        agent.blocked += 1
+        if agent.blocked == 1 and not agent.ended:
+            agent.move(lifecycle.Blocked())
+            self._kernel.slots.lend(agent.id)
+        try:
+            yield
+        finally:
+            agent.blocked -= 1
+            if not agent.blocked:
+                await self._kernel.slots.reclaim(agent.id)
+            if not agent.blocked and not agent.ended:
+                agent.move(lifecycle.Unblocked())
 
     async def log(self, _: Caller, params: Params) -> str:
         """Write one event of the host program's own; returns its id."""
@@ -266,23 +267,6 @@ class Calls:
         await self._kernel.shut_down("shutdown")
 
 
-@contextlib.contextmanager
-def _blocked(agent: Agent | None) -> Iterator[None]:
-    """Show that an agent waits for others; it may wait in several calls at once."""
-    if agent is None:
-        yield
-        return
-    agent.blocked += 1
-    if not agent.ended:
-        agent.move(lifecycle.Blocked())
-    try:
-        yield
-    finally:
-        agent.blocked -= 1
-        if not agent.blocked and not agent.ended:
-            agent.move(lifecycle.Unblocked())
-
-
 def outcome(agent: Agent) -> bytes:
     """Return the packed result of an ended agent, or raise what became of it."""
     if agent.timed_out:
@@ -301,6 +285,10 @@ def outcome(agent: Agent) -> bytes:
     if agent.ended_by == "policy":
         last = f"{agent.name} was ended by its policy"
         raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
+    if agent.start_error:
+        raise AgentFailed(f"{agent.name} could not be started: {agent.start_error}", agent_id=agent.id)
+    if agent.exit_code is None and agent.exit_signal is None:
+        raise AgentFailed(f"{agent.name} was ended before it had started", agent_id=agent.id)
     how = describe_exit(agent.exit_code, agent.exit_signal)
     if agent.ended_by == "protocol":
         how += "; it sent what is no frame, see the protocol_error in `agentos audit`"
@@ -329,40 +317,6 @@ async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:
             await changed.wait()
     finally:
         agent.changed.remove(changed.set)
-
-
-def _check_directory(path: str) -> None:
-    if not os.path.isdir(path):
-        raise BadRequest(f"working directory {path!r} does not exist; pass --cwd DIR")
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None or (type(value) in (int, float) and 0 < value < float("inf")):
-        return value  # type: ignore[no-any-return]
-    raise BadRequest(f"timeout={value!r} must be a positive number of seconds")
-
-
-def _word(word: Any) -> str:
-    """A word of a command line comes as bytes where it is no UTF-8 (PEP 383)."""
-    return os.fsdecode(word) if isinstance(word, bytes) else str(word)
-
-
-def _name(params: Params, argv: list[str], target: str | None) -> str:
-    if params.get("name"):
-        return str(params["name"])
-    return text(os.path.basename(argv[0])) if argv else str(target or "agent").rpartition(":")[2]
-
-
-def _packed_arguments(args: Any) -> bytes:
-    """Arguments come packed from a program, as plain words from a command line."""
-    return args if isinstance(args, bytes) else pack_value([str(word) for word in args or ()], "args")
-
-
-def _code_paths(boot: Mapping[str, Any], target: str | None) -> list[str]:
-    paths = [str(path) for path in boot["sys_path"] if path]
-    if target and ".py:" in target:
-        paths.append(os.path.dirname(os.path.abspath(os.path.join(boot["cwd"], target.rpartition(":")[0]))))
-    return paths
 
 
 _ANYONE: Final = frozenset({"host", "cli"})

@@ -56,6 +56,8 @@ class Endings:
 
     async def _deliver(self, agent: Agent, signal: AgentSignal, scope: str) -> wire.Delivered:
         request = wire.Deliver(next(self._ids), signal.value, scope)
+        if agent.in_line and not agent.ended:
+            return self._withdraw(agent, signal, request.id)
         if agent.ended or agent.to_sentry is None:
             return await self._already_ended(agent, signal, request.id)
         future: asyncio.Future[wire.Delivered] = self._loop.create_future()
@@ -68,6 +70,14 @@ class Endings:
             return wire.Delivered(request.id, False, 0, "none", f"not confirmed within {CONFIRM_LIMIT_S:g} s")
         finally:
             agent.deliveries.pop(request.id, None)
+
+    def _withdraw(self, agent: Agent, signal: AgentSignal, number: int) -> wire.Delivered:
+        """There is no process yet: what would end it by default keeps it from being started, the rest finds nobody."""
+        if signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT):
+            return wire.Delivered(number, False, 0, "none", "it has not started: it waits for a free slot")
+        agent.ended_by = agent.ended_by or "stop"
+        self.finish(agent)
+        return wire.Delivered(number, True, 0, "none", "it had not started, and will not")
 
     async def _already_ended(self, agent: Agent, signal: AgentSignal, number: int) -> wire.Delivered:
         """Nothing to deliver to. What a KILL or STOP promises holds only once the rest of the tree is gone, too."""

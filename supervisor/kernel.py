@@ -38,6 +38,7 @@ from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.recorder_link import RecorderLink
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.scratch import remove_tree
+from agentos.supervisor.slots import Slots
 from agentos.supervisor.starting import Starting, nofile_limits
 from agentos.supervisor.zygote_link import ZygoteLink
 
@@ -99,9 +100,11 @@ class Kernel:
             deliver=self._deliver_soon, on_call=self._on_agent_call, notify=self._notify,
         )  # fmt: skip
         self.endings.broker = self.broker
+        self.slots = Slots(loop, boot["slots"])
         self.starting = Starting(
-            loop, boot, self.agents, self.recording, self._clock, self.broker, self.endings, self.zygote.fork_sentry
-        )
+            loop, boot, self.agents, self.recording, self._clock, self.broker, self.endings, self.zygote.fork_sentry,
+            self.slots,
+        )  # fmt: skip
         self.control = Control(
             loop,
             on_call=self._on_call,
@@ -217,6 +220,7 @@ class Kernel:
 
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
+        self.slots.leave(agent.id)
         self.loop.run_in_executor(None, remove_tree, os.path.join(self.boot["tmp"], agent.id))
         self._notify(agent, "agent", {})
         self.end_if_idle()

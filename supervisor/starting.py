@@ -9,8 +9,7 @@ import asyncio
 import os
 import resource
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,7 +27,6 @@ from agentos.errors import (
     ProtocolError,
 )
 from agentos.identity import new_id
-from agentos.policies import EffectivePolicy
 from agentos.recorder.event import text
 from agentos.recorder.redact import redact_argv
 from agentos.supervisor.agents import Agent, Agents
@@ -36,39 +34,14 @@ from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.requests import Request
 from agentos.supervisor.sentry_link import SentryLink
+from agentos.supervisor.slots import Slots
 
 START_LIMIT_S: Final = 20.0
-GRACE_S: Final = 10.0
 _ALWAYS_PASSED: Final = ("PATH", "HOME", "LANG", "TZ", "TERM", "USER", "LOGNAME", "SHELL")
 
 ForkSentry = Callable[[dict[str, Any], list[int]], Awaitable[int]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What shall be started: the parsed params of the `start` call, or of an agent's `spawn`."""
-
-    agent_id: str
-    kind: str
-    name: str
-    cwd: str
-    argv: list[str]
-    target: str | None
-    pickle: bytes | None
-    args: bytes
-    kwargs: bytes
-    env: dict[str, str]
-    env_passed: list[str]
-    env_all: bool
-    context: dict[str, Any]
-    timeout_s: float | None
-    grace_s: float
-    require: str | None
-    start_paused: bool
-    policy: EffectivePolicy
-    policy_name: str
-    parent: Agent | None = None
 
 
 class Starting:
@@ -82,6 +55,7 @@ class Starting:
         broker: Broker,
         endings: Endings,
         fork_sentry: ForkSentry,
+        slots: Slots,
     ) -> None:
         self._loop = loop
         self._boot = boot
@@ -91,11 +65,16 @@ class Starting:
         self._broker = broker
         self._endings = endings
         self._fork_sentry = fork_sentry
+        self._slots = slots
+        self._tasks: set[asyncio.Task[None]] = set()
         self.sentries = SentryLink(loop, broker, endings)
         self._closed = False
 
     async def start(self, request: Request, stdin: int | None) -> Agent:
-        """Start an agent; returns once exec succeeded. Raises CallerError or HostError, and nothing runs then."""
+        """Start an agent; returns once exec succeeded, or at once when it is in line for a slot.
+
+        Raises CallerError or HostError, and nothing runs then.
+        """
         self._check_open()
         level = choose_level(request)
         agent_id = request.agent_id
@@ -108,6 +87,30 @@ class Starting:
         )  # fmt: skip
         await self._recording.durable(seq)
         self._agents.add(agent)
+        birth = self._born(agent, request, program, env, stdin)
+        if self._slots.ask(agent.id, request.priority):
+            await birth
+        else:
+            self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
+            agent.in_line = True
+            task = self._loop.create_task(self._in_turn(agent, birth))
+            self._tasks.add(task)  # the loop itself keeps only weak references
+            task.add_done_callback(self._tasks.discard)
+        return agent
+
+    async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None]) -> None:
+        """Bring the agent to life when it is its turn. What goes wrong then is how the agent ended."""
+        await self._slots.turn(agent.id)
+        agent.in_line = False
+        if agent.gone.is_set():
+            birth.close()
+            return
+        try:
+            await birth
+        except (AgentosError, OSError) as error:
+            agent.start_error = str(error)
+
+    async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
         try:
             self._check_open()  # it may have been closed while we waited for the recorder
             await self._launch(agent, request, program, env, stdin)
@@ -116,7 +119,6 @@ class Starting:
                 self._broker.note(agent, "agent_start_failed", {"error": str(error)}, severity="warning")
             self._endings.finish(agent)
             raise
-        return agent
 
     def close(self) -> None:
         """Start nothing from now on."""

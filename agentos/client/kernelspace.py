@@ -7,6 +7,7 @@ code (`get_agent_status`): all it awaits comes from the thread of its Connection
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import cloudpickle
 from agentos import errors
 from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
 from agentos.client.connection import CALL_LIMIT_S, Connection
-from agentos.client.launch import start_kernel
+from agentos.client.launch import SLOTS, start_kernel
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal, parse_signal
@@ -71,7 +72,7 @@ class KernelSpace:
         policy: str | Policy = "strict",
         flight_recorder: FlightRecorder | None = None,
         signal_dispatcher: Any | None = None,
-        max_concurrent_agents: int = 100,
+        max_concurrent_agents: int = SLOTS,
         timeout: float = 300.0,
         debug: bool = False,
         *,
@@ -166,7 +167,7 @@ class KernelSpace:
         try:
             return unpack_value(await self._call("result", {"id": agent_id}))
         except asyncio.CancelledError:
-            self._connect().submit("stop", {"id": agent_id})
+            self._stop_soon(agent_id)
             raise
         finally:
             _current_agent.reset(token)
@@ -188,7 +189,8 @@ class KernelSpace:
         await self._tell_registrations()
         agent_id: str = await self._call("spawn", {
             "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
-            "restrictions": additional_restrictions or [], **pack_arguments(entry.name, args, kwargs),
+            "restrictions": additional_restrictions or [], "require": self._require,
+            **pack_arguments(entry.name, args, kwargs),
         })  # fmt: skip
         self._latest_agent = agent_id
         return agent_id
@@ -197,9 +199,22 @@ class KernelSpace:
         packed = pack_arguments(entry.name, args, kwargs)
         await self._tell_registrations()
         params = {"registered": entry.name, "require": self._require, **packed, **options}
-        started = await self._call("start", params)
+        starting = asyncio.ensure_future(self._call("start", params))
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._stop_started)  # it starts, but nobody waits for it any more
+            raise
         self._latest_agent = started["id"]
         return self._latest_agent or ""
+
+    def _stop_started(self, starting: asyncio.Future[Any]) -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._stop_soon(starting.result()["id"])
+
+    def _stop_soon(self, agent_id: str) -> None:
+        with contextlib.suppress(errors.KernelUnavailable):  # then it is ended already
+            self._connect().submit("stop", {"id": agent_id})
 
     async def _tell_registrations(self) -> None:
         """Send what was registered since the last call, so that agents can name each other for their children."""
@@ -276,7 +291,7 @@ class KernelSpace:
         name, text, files = _policy_words(self._policy)
         start = partial(
             start_kernel, policy=name, policy_text=text, policy_files=files, workspace=self._workspace,
-            debug=self._debug,
+            debug=self._debug, slots=self._max_concurrent_agents, timeout_s=self._timeout_s,
         )  # fmt: skip
         if self._flight_recorder is None:
             return Connection(start())

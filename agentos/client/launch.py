@@ -21,6 +21,7 @@ from agentos.identity import new_run_id
 from agentos.supervisor.guard import pack_boot
 
 START_LIMIT_S: Final = 60.0
+SLOTS: Final = 100  # agents that run at once; the others are in line
 PROJECT_DIR: Final = Path(__file__).resolve().parent.parent.parent
 # -I: no PYTHON* variable and no current directory may decide what the guard imports
 _BOOT_CODE: Final = (
@@ -47,6 +48,8 @@ def start_kernel(
     debug: bool = False,
     database: str | None = None,
     keep_record: bool = True,
+    slots: int = SLOTS,
+    timeout_s: float | None = None,
 ) -> Started:
     """Start a kernel and return the link to it. Raises PolicyLoadError, HostError or KernelUnavailable."""
     run_id = new_run_id(SystemClock().wall_ns())
@@ -61,7 +64,7 @@ def start_kernel(
         "tmp": str(run.runtime / "tmp"), "database": database or str(run.database),
         "storage": "sqlite" if keep_record else "memory",
         "policy": policy, "policy_text": policy_text, "policy_files": list(policy_files), "workspace": where,
-        "cwd": os.getcwd(), "attached": attached, "debug": debug,
+        "cwd": os.getcwd(), "attached": attached, "debug": debug, "slots": slots, "timeout_s": timeout_s,
         "sys_path": [path or os.getcwd() for path in _with_project(sys.path)],
         "env": dict(os.environ), "host_pid": os.getpid(),
     }  # fmt: skip

@@ -149,9 +149,8 @@ def test_status_signals_and_the_current_agent(kernel: KernelSpace) -> None:
 
     async def main(go: Path) -> None:
         task = asyncio.create_task(kernel.execute(worker, str(go)))
-        await asyncio.sleep(0.3)
-        agent_id = kernel.current_agent_id
-        assert agent_id is not None
+        while (agent_id := kernel.current_agent_id) is None:
+            await asyncio.sleep(0.01)
         assert kernel.get_agent_status(agent_id).state == "running"
         assert await kernel.send_signal(agent_id, AgentSignal.SIGSTOP)
         status = kernel.get_agent_status(agent_id)

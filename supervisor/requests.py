@@ -1,0 +1,127 @@
+"""From the words of a call to a Request: all that is known about an agent before it exists. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentos.errors import BadRequest
+from agentos.policies import EffectivePolicy, Policy
+from agentos.recorder.event import text
+from agentos.supervisor.agents import Agent
+from agentos.supervisor.policy_source import effective
+from agentos.values import pack_value
+
+GRACE_S: Final = 10.0
+NO_ARGS: Final = pack_value([], "args")
+NO_KWARGS: Final = pack_value({}, "kwargs")
+
+Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What shall be started: the parsed params of the `start` call, or of an agent's `spawn`."""
+
+    agent_id: str
+    kind: str
+    name: str
+    cwd: str
+    argv: list[str]
+    target: str | None
+    pickle: bytes | None
+    args: bytes
+    kwargs: bytes
+    env: dict[str, str]
+    env_passed: list[str]
+    env_all: bool
+    context: dict[str, Any]
+    timeout_s: float | None
+    grace_s: float
+    require: str | None
+    start_paused: bool
+    policy: EffectivePolicy
+    policy_name: str
+    parent: Agent | None = None
+    priority: int = 0
+
+
+def parse_request(
+    params: Params, parent: Agent | None, *, policy: Policy, boot: Mapping[str, Any], agent_id: str, private: str
+) -> Request:
+    """Return what `params` ask for, bound by `parent` where there is one. Raises BadRequest or PolicyLoadError.
+
+    `private` is the directory that the agent will have to itself.
+    """
+    argv = [_word(word) for word in params.get("argv") or []]
+    target = params.get("target")
+    cwd = params.get("cwd") or boot["cwd"]
+    _check_directory(cwd)
+    bound = effective(
+        policy,
+        boot,
+        params,
+        private=private,
+        command=argv[0] if argv else "",
+        code_paths=() if argv else _code_paths(boot, target),
+        parent=parent.policy if parent else None,
+    )
+    return Request(
+        agent_id=agent_id,
+        kind="program" if argv else "python",
+        name=_name(params, argv, target),
+        cwd=cwd,
+        argv=argv,
+        target=target,
+        pickle=params.get("pickle"),
+        args=_packed_arguments(params.get("args")),
+        kwargs=params.get("kwargs") or NO_KWARGS,
+        env=dict(params.get("env") or {}),
+        env_passed=list(params.get("env_passed") or []),
+        env_all=bool(params.get("env_all")),
+        context=dict(params.get("context") or (parent.context if parent else {})),
+        timeout_s=_seconds(params.get("timeout_s")),
+        grace_s=float(params.get("grace_s") or GRACE_S),
+        require=params.get("require") or (parent.level if parent else None),
+        start_paused=bool(params.get("start_paused")),
+        policy=bound,
+        policy_name=policy.name,
+        parent=parent,
+        priority=int(params.get("priority") or 0),
+    )
+
+
+def _check_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        raise BadRequest(f"working directory {path!r} does not exist; pass --cwd DIR")
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None or (type(value) in (int, float) and 0 < value < float("inf")):
+        return value  # type: ignore[no-any-return]
+    raise BadRequest(f"timeout={value!r} must be a positive number of seconds")
+
+
+def _word(word: Any) -> str:
+    """A word of a command line comes as bytes where it is no UTF-8 (PEP 383)."""
+    return os.fsdecode(word) if isinstance(word, bytes) else str(word)
+
+
+def _name(params: Params, argv: list[str], target: str | None) -> str:
+    if params.get("name"):
+        return str(params["name"])
+    return text(os.path.basename(argv[0])) if argv else str(target or "agent").rpartition(":")[2]
+
+
+def _packed_arguments(args: Any) -> bytes:
+    """Arguments come packed from a program, as plain words from a command line."""
+    return args if isinstance(args, bytes) else pack_value([str(word) for word in args or ()], "args")
+
+
+def _code_paths(boot: Mapping[str, Any], target: str | None) -> list[str]:
+    paths = [str(path) for path in boot["sys_path"] if path]
+    if target and ".py:" in target:
+        paths.append(os.path.dirname(os.path.abspath(os.path.join(boot["cwd"], target.rpartition(":")[0]))))
+    return paths
