@@ -33,6 +33,8 @@ _WAITED: Final = {
     "exited": lambda agent: agent.gone.is_set(),
 }
 
+ID_MAX: Final = 100  # characters of what may be an id: a longer one is none, and is not repeated in full
+
 Params = Mapping[str, Any]
 Method = Callable[["Calls", "Caller", Params], Awaitable[Any]]
 
@@ -71,7 +73,7 @@ class Calls:
         raise NotPermitted(f"{method}: {why}")
 
     def _agent(self, caller: Caller, params: Params, method: str = "") -> Agent:
-        agent_id = str(params.get("id") or params.get("agent_id") or "")
+        agent_id = str(params.get("id") or params.get("agent_id") or "")[:ID_MAX]
         agent = self._kernel.agents.get(agent_id)
         if caller.agent is not None and (
             agent is None or not self._kernel.agents.is_descendant(agent, caller.agent.id)
