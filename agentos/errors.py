@@ -36,8 +36,13 @@ class HostError(AgentosError):
     """This machine, not the caller and not the agent, is in the way."""
 
 
+_WORD_MAX = 100
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the closest known word, or "" when none is close."""
+    """Return " (did you mean 'x'?)" for the closest known word, or "" when none is close, or the word is no word."""
+    if len(word) > _WORD_MAX:  # the search takes time by the square, and an agent may have chosen the word
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

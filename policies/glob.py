@@ -174,11 +174,12 @@ def _bare(text: str) -> Glob:
 
 
 def _argument(text: str) -> Glob:
-    if text == "*":
+    if text in ("*", "**"):
         return ANY
-    body = text[:-1] if text.endswith("/*") else text
-    regex = "/".join("(?s:.*)" if s == "**" else segment_regex(s, empty=True) for s in body.split("/"))
-    return Glob("regex", regex + ("(?s:.*)" if body != text else ""))
+    *middle, last = text.split("/")
+    body = "".join("(?:[^/]*/)*" if s == "**" else segment_regex(s, empty=True) + "/" for s in middle)
+    rest = {"*": "(?s:.*)", "**": "(?s:.+)"}.get(last) if middle else None
+    return Glob("regex", body + (rest or segment_regex(last, empty=True)))
 
 
 # --- URLs --------------------------------------------------------------------------------------------------------

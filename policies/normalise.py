@@ -94,9 +94,10 @@ def _unix(resource: str) -> str:
     if name.startswith("@"):
         check_text(resource)
         return resource
-    if not name.startswith("/"):
+    path = normalise_path(name).rstrip("/") if name.startswith("/") else ""
+    if not path:
         raise InvalidResource("a unix socket is named by an absolute path or by @name")
-    return "unix:" + normalise_path(name).rstrip("/")
+    return f"unix:{path}"
 
 
 def printable_name(path: str | bytes) -> str:

@@ -119,6 +119,13 @@ class Agent:
         return True
 
     @property
+    def why_not_started(self) -> str:
+        """What hindered exec, or what came before it; "" when nothing did."""
+        if self.spawn_error is not None:
+            return f"{os.strerror(self.spawn_error.errno)} ({self.spawn_error.what})"
+        return self.start_error
+
+    @property
     def ended(self) -> bool:
         return self.state in lifecycle.ENDED
 

@@ -26,6 +26,7 @@ from agentos.supervisor.intake import Intake
 from agentos.supervisor.recording import Recording
 
 TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
+METHOD_MAX: Final = 100
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
@@ -212,6 +213,8 @@ class Broker:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(frame)
             case wire.Call():
+                if len(frame.method) > METHOD_MAX:
+                    raise ProtocolError(f"Call.method has {len(frame.method)} characters, the limit is {METHOD_MAX}")
                 self._on_call(agent, frame)
 
     def protocol_fault(self, agent: Agent, error: Exception) -> None:

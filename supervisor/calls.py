@@ -36,6 +36,8 @@ _WAITED: Final = {
     "exited": lambda agent: agent.gone.is_set(),
 }
 
+ID_MAX: Final = 100  # characters of what may be an id: a longer one is none, and is not repeated in full
+
 Method = Callable[["Calls", "Caller", Params], Awaitable[Any]]
 
 
@@ -73,7 +75,7 @@ class Calls:
         raise NotPermitted(f"{method}: {why}")
 
     def _agent(self, caller: Caller, params: Params, method: str = "") -> Agent:
-        agent_id = str(params.get("id") or params.get("agent_id") or "")
+        agent_id = str(params.get("id") or params.get("agent_id") or "")[:ID_MAX]
         agent = self._kernel.agents.get(agent_id)
         if caller.agent is not None and (
             agent is None or not self._kernel.agents.is_descendant(agent, caller.agent.id)
@@ -285,8 +287,8 @@ def outcome(agent: Agent) -> bytes:
     if agent.ended_by == "policy":
         last = f"{agent.name} was ended by its policy"
         raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
-    if agent.start_error:
-        raise AgentFailed(f"{agent.name} could not be started: {agent.start_error}", agent_id=agent.id)
+    if agent.spawn_error is not None or agent.start_error:
+        raise AgentFailed(f"{agent.name} could not be started: {agent.why_not_started}", agent_id=agent.id)
     if agent.exit_code is None and agent.exit_signal is None:
         raise AgentFailed(f"{agent.name} was ended before it had started", agent_id=agent.id)
     how = describe_exit(agent.exit_code, agent.exit_signal)

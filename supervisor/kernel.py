@@ -292,12 +292,14 @@ class Kernel:
         """Return everything `inspect` shows: what is true of this agent and of its kernel now."""
         found = linux.read_stat(str(agent.pid)) if agent.pid and not agent.gone.is_set() else None
         return agent.row(self.boot["run_id"]) | {
-            "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "recorder_pid": self._recorder.pid,
+            "kernel_pid": os.getpid(), "kernel_descriptors": len(os.listdir("/proc/self/fd")),
+            "zygote_pid": os.getppid(), "recorder_pid": self._recorder.pid,
             "guard_pid": self.boot["guard_pid"], "workspace": self.boot["workspace"], "cwd": agent.cwd,
             "environment": agent.environment_names, "linux_state": found.state if found else None,
             "walls": ["audit hooks"] if agent.level == "hooks" else [], "timeout_s": agent.timeout_s,
-            "grace_s": agent.grace_s, "log": {"directory": self.boot["logs"], "offset": agent.log_offset,
-            "dropped_bytes": agent.log_dropped}, "last_event": f"{self.boot['run_id']}-{agent.last_seq}",
+            "grace_s": agent.grace_s, "calls_waiting": agent.calls_waiting,
+            "log": {"directory": self.boot["logs"], "offset": agent.log_offset, "dropped_bytes": agent.log_dropped},
+            "last_event": f"{self.boot['run_id']}-{agent.last_seq}",
             "recorder": {"storage": self.boot["storage"], "last_seq": self.recording.last_seq,
             "durable_seq": self.recording.durable_seq, "lost": self.recording.lost},
         }  # fmt: skip

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agentos.actions import OPERATIONS, base_operation
 from agentos.errors import BadRequest, nearest
 from agentos.policies import EffectivePolicy, Pattern, Policy, Rule, Standing, standing
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
+_OWN: Final = tuple(
+    str(PACKAGE_DIR / room) for room in ("agentos", "agent_os", "supervisor", "sandbox", "policies", "bin")
+)
 
 
 def load_policy(boot: Mapping[str, Any]) -> Policy:
@@ -26,13 +30,11 @@ def standing_for(
     boot: Mapping[str, Any], *, private: str, command: str = "", code_paths: Sequence[str] = ()
 ) -> Standing:
     """Return the rule sets that stand before every policy: @private, @self, @command, @runtime."""
-    prefixes = {sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    own = [str(PACKAGE_DIR / room) for room in ("agentos", "agent_os", "supervisor", "sandbox", "policies", "bin")]
     return standing(
-        sys_prefixes=_both_forms(sorted(prefixes)),
-        package_dir=own[0],
-        self_paths=_both_forms([*own[1:], *boot.get("policy_files", [])]),
-        secret_self_paths=_both_forms([boot["state"], boot["runtime"]]),
+        sys_prefixes=_settled(_installed()),
+        package_dir=_OWN[0],
+        self_paths=[*_settled(_OWN[1:]), *_both_forms(boot.get("policy_files", []))],
+        secret_self_paths=_settled((boot["state"], boot["runtime"])),
         private_paths=_both_forms([private]),
         command_paths=_both_forms([command] if command else []),
         code_paths=_both_forms([path or os.getcwd() for path in code_paths]),
@@ -42,6 +44,15 @@ def standing_for(
 def _both_forms(paths: Sequence[str]) -> list[str]:
     """Return every path as it is named and as the object that it leads to: an action is tested under both (R2.4)."""
     return [form for path in paths for form in (path, os.path.realpath(path))]
+
+
+_settled = functools.cache(_both_forms)  # of places that stay what they are as long as this kernel lives
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """Return where Python is installed."""
+    return tuple(sorted({sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}))
 
 
 def parse_rule(action: str, text: str) -> Rule:

@@ -80,7 +80,7 @@ class SentryLink:
                 self._broker.on_sentry_frame(agent, frame)
 
     def _on_exit(self, agent: Agent, unfinished_bytes: int) -> None:
-        if agent.exited is None or agent.ended:  # its sentry died while we drained: the books are closed
+        if agent.exited is None or agent.gone.is_set():  # its sentry died while we drained: the books are closed
             return
         self._broker.on_exit(agent, agent.exited, unfinished_bytes)
         if agent.to_sentry is not None:

@@ -40,7 +40,8 @@ def fork_agent(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...]) -
         linux.die_with(parent)
         _become(params, stdio, channel, status_write)
     except OSError as error:
-        os.write(status_write, f"{error.errno} {error.filename or error.strerror}".encode(errors="replace"))
+        what = os.fsdecode(error.filename) if error.filename else error.strerror
+        os.write(status_write, f"{error.errno} {what}".encode(errors="replace"))
     except ValueError as error:  # a NUL inside a word: exec(3) cannot say that
         os.write(status_write, f"{errno.EINVAL} {error}".encode(errors="replace"))
     finally:

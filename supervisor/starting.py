@@ -6,6 +6,7 @@ Nothing is forked before every check passed and the record is durable. A failure
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import shutil
@@ -105,10 +106,8 @@ class Starting:
         if agent.gone.is_set():
             birth.close()
             return
-        try:
+        with contextlib.suppress(AgentosError, OSError):
             await birth
-        except (AgentosError, OSError) as error:
-            agent.start_error = str(error)
 
     async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
         try:
@@ -116,6 +115,7 @@ class Starting:
             await self._launch(agent, request, program, env, stdin)
         except (AgentosError, OSError) as error:
             if agent.spawn_error is None:
+                agent.start_error = str(error)
                 self._broker.note(agent, "agent_start_failed", {"error": str(error)}, severity="warning")
             self._endings.finish(agent)
             raise

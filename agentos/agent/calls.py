@@ -99,8 +99,13 @@ class AgentKernel:
     async def _spawn(self, agent: Callable[..., Any] | str, args: Any, kwargs: Any, **options: Any) -> str:
         name = self._find(agent)
         params = {"name": name, **self._own.get(name, {}), **pack_arguments(name, args, kwargs), **options}
-        child_id: str = await self._call("spawn", params)
+        child_id: str = await self._call("spawn", params, late=self._ask_to_end)
         return child_id
+
+    def _ask_to_end(self, child_id: str) -> None:
+        """Send SIGTERM to a child that nobody waits for any more; do not wait for it."""
+        with contextlib.suppress(KernelUnavailable):
+            self._submit("send_signal", {"id": child_id, "signal": AgentSignal.SIGTERM.value}, lambda *_: None)
 
     async def execute(
         self,
@@ -122,8 +127,7 @@ class AgentKernel:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         except asyncio.CancelledError:
-            with contextlib.suppress(KernelUnavailable):
-                self._submit("send_signal", {"id": child_id, "signal": AgentSignal.SIGTERM.value}, lambda *_: None)
+            self._ask_to_end(child_id)
             raise
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
@@ -178,16 +182,30 @@ class AgentKernel:
 
     # --- the pipe --------------------------------------------------------------------------------------------------
 
-    async def _call(self, method: str, params: dict[str, Any]) -> Any:
+    async def _call(self, method: str, params: dict[str, Any], late: Callable[[Any], None] = lambda _: None) -> Any:
+        """Return the answer. If the awaiting task is cancelled meanwhile, `late` gets the value when it comes."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
 
+        def settle(value: Any, error: Exception | None) -> None:
+            if not future.done():
+                future.set_exception(error) if error is not None else future.set_result(value)
+            elif error is None:  # cancelled
+                late(value)
+
         def done(value: Any, error: Exception | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(_settle, future, value, error)
+            try:
+                loop.call_soon_threadsafe(settle, value, error)
+            except RuntimeError:  # the loop is closed, so it was cancelled; this thread must not wait for a pipe
+                _thread.start_new_thread(settle, (value, error))
 
         self._submit(method, params, done)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                late(future.result())
+            raise
 
     def _call_now(self, method: str, params: dict[str, Any]) -> Any:
         """Wait for the answer; in a signal handler too, hence without a lock that what it interrupted may hold."""
@@ -214,15 +232,6 @@ class AgentKernel:
             self._process.runtime.call(method, params, done)
         except ProtocolError as error:
             raise BadRequest(f"{method}: {error}") from error
-
-
-def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
-    if future.done():  # cancelled meanwhile
-        return
-    if error is None:
-        future.set_result(value)
-    else:
-        future.set_exception(error)
 
 
 def agent_kernel() -> AgentKernel | None:

@@ -6,6 +6,7 @@ process ends, however it ends, and then ends all agents.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import itertools
@@ -13,6 +14,7 @@ import os
 import subprocess
 import threading
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 
 from agentos import errors, wire
@@ -33,7 +35,7 @@ class Connection:
         self._guard: subprocess.Popen[bytes] = started.guard
         self._ids = itertools.count(1)
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may interrupt a call and make one
         self._waiting: dict[int, Future[Any]] = {}
         self._thread = threading.Thread(target=self._read, name="agentos-link", daemon=True)
         self._thread.start()
@@ -51,10 +53,41 @@ class Connection:
             self._waiting[request.id] = future
             try:
                 self._link.send(request)
-            except errors.AgentosError:
-                del self._waiting[request.id]
+            except errors.AgentosError as error:
+                self._waiting.pop(request.id, None)
+                if isinstance(error, errors.ProtocolError):
+                    raise errors.BadRequest(f"{method}: {error}") from error
                 raise
         return future
+
+    async def begin(self, method: str, params: dict[str, Any]) -> Any:
+        """Make a call that starts an agent. If the awaiting task is cancelled meanwhile, that agent is stopped."""
+        started: Future[Any] = Future()  # what we wait for; cancelled when we do not any more
+        self.submit(method, params).add_done_callback(partial(self._hand_over, started))
+        try:
+            return await asyncio.wrap_future(started)
+        except asyncio.CancelledError:
+            if not started.cancel():
+                started.add_done_callback(self._stop)
+            raise
+
+    def _hand_over(self, started: Future[Any], answer: Future[Any]) -> None:
+        if not started.set_running_or_notify_cancel():
+            self._stop(answer)
+        elif (error := answer.exception()) is not None:
+            started.set_exception(error)
+        else:
+            started.set_result(answer.result())
+
+    def _stop(self, answer: Future[Any]) -> None:
+        if answer.exception() is None:
+            started = answer.result()
+            self.stop_soon(started["id"] if isinstance(started, dict) else started)
+
+    def stop_soon(self, agent_id: str) -> None:
+        """Have an agent stopped that nobody waits for any more. Never raises, never waits."""
+        with contextlib.suppress(errors.KernelUnavailable):
+            self.submit("stop", {"id": agent_id})
 
     def shut_down(self) -> None:
         """End the kernel and wait until its guard, the last process of the run, is gone."""
@@ -80,7 +113,8 @@ class Connection:
                 self.lost = True
                 waiting, self._waiting = self._waiting, {}
             for future in waiting.values():
-                future.set_exception(errors.KernelUnavailable(str(error)))
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(errors.KernelUnavailable(str(error)))
             self._link.close()
 
     def _take(self, frame: Any) -> None:

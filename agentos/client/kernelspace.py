@@ -7,7 +7,6 @@ code (`get_agent_status`): all it awaits comes from the thread of its Connection
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -128,6 +127,8 @@ class KernelSpace:
         priority: int,
     ) -> Callable[..., Any]:
         known = name or name_of(function)
+        if not callable(function):
+            raise errors.BadRequest(f"register: {function!r} is not a function")
         for word in permissions or ():
             if word not in ("read", "write", "execute", "network"):
                 hint = errors.nearest(word, ("read", "write", "execute", "network"))
@@ -162,12 +163,17 @@ class KernelSpace:
         agent is stopped.
         """
         limit_s = self._timeout_s if timeout is None else timeout
-        agent_id = await self._start(self._find(agent), args, kwargs, timeout_s=limit_s, context=context or {})
+        entry = self._find(agent)
+        packed = pack_arguments(entry.name, args, kwargs)
+        connection = await self._ready()
+        params = {"registered": entry.name, "require": self._require, "timeout_s": limit_s, "context": context or {}}
+        agent_id: str = (await connection.begin("start", {**params, **packed}))["id"]
+        self._latest_agent = agent_id
         token = _current_agent.set(agent_id)
         try:
-            return unpack_value(await self._call("result", {"id": agent_id}))
+            return unpack_value(await asyncio.wrap_future(connection.submit("result", {"id": agent_id})))
         except asyncio.CancelledError:
-            self._stop_soon(agent_id)
+            connection.stop_soon(agent_id)
             raise
         finally:
             _current_agent.reset(token)
@@ -186,45 +192,26 @@ class KernelSpace:
         With `parent_id` the child is bounded by the parent's effective policy unless inherit_permissions is False.
         """
         entry = self._find(agent)
-        await self._tell_registrations()
-        agent_id: str = await self._call("spawn", {
+        packed = pack_arguments(entry.name, args, kwargs)
+        connection = await self._ready()
+        agent_id: str = await connection.begin("spawn", {
             "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
-            "restrictions": additional_restrictions or [], "require": self._require,
-            **pack_arguments(entry.name, args, kwargs),
+            "restrictions": additional_restrictions or [], "require": self._require, **packed,
         })  # fmt: skip
         self._latest_agent = agent_id
         return agent_id
 
-    async def _start(self, entry: Registration, args: Any, kwargs: Any, **options: Any) -> str:
-        packed = pack_arguments(entry.name, args, kwargs)
-        await self._tell_registrations()
-        params = {"registered": entry.name, "require": self._require, **packed, **options}
-        starting = asyncio.ensure_future(self._call("start", params))
-        try:
-            started = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(self._stop_started)  # it starts, but nobody waits for it any more
-            raise
-        self._latest_agent = started["id"]
-        return self._latest_agent or ""
-
-    def _stop_started(self, starting: asyncio.Future[Any]) -> None:
-        if not starting.cancelled() and starting.exception() is None:
-            self._stop_soon(starting.result()["id"])
-
-    def _stop_soon(self, agent_id: str) -> None:
-        with contextlib.suppress(errors.KernelUnavailable):  # then it is ended already
-            self._connect().submit("stop", {"id": agent_id})
-
-    async def _tell_registrations(self) -> None:
-        """Send what was registered since the last call, so that agents can name each other for their children."""
+    async def _ready(self) -> Connection:
+        """Connect, and send what was registered since the last call, so that agents can name each other."""
+        connection = await self._connected()
         for entry in list(self._by_name.values()):
             if entry.name not in self._told:
-                await self._call("register", {
+                await asyncio.wrap_future(connection.submit("register", {
                     "name": entry.name, "pickle": _pickle(entry), "permissions": entry.permissions,
                     "rate_limit": entry.rate_limit, "priority": entry.priority,
-                })  # fmt: skip
+                }))  # fmt: skip
                 self._told.add(entry.name)
+        return connection
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
@@ -239,6 +226,8 @@ class KernelSpace:
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent."""
+        if self._connection is None:  # nothing was ever started: no kernel is needed to know that
+            raise errors.UnknownAgent(agent_id)
         return status_of(self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
 
     @property
@@ -275,10 +264,13 @@ class KernelSpace:
                 await asyncio.to_thread(self._flight_recorder.settle)
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
+        return await asyncio.wrap_future((await self._connected()).submit(method, params))
+
+    async def _connected(self) -> Connection:
         connection = self._connection
         if connection is None or connection.lost:
             connection = await asyncio.to_thread(self._connect)
-        return await asyncio.wrap_future(connection.submit(method, params))
+        return connection
 
     def _connect(self) -> Connection:
         with self._starting:

@@ -149,8 +149,7 @@ def test_status_signals_and_the_current_agent(kernel: KernelSpace) -> None:
 
     async def main(go: Path) -> None:
         task = asyncio.create_task(kernel.execute(worker, str(go)))
-        while (agent_id := kernel.current_agent_id) is None:
-            await asyncio.sleep(0.01)
+        agent_id = await asyncio.to_thread(wait_until, lambda: kernel.current_agent_id)
         assert kernel.get_agent_status(agent_id).state == "running"
         assert await kernel.send_signal(agent_id, AgentSignal.SIGSTOP)
         status = kernel.get_agent_status(agent_id)
@@ -211,7 +210,7 @@ def test_callers_mistakes_are_named_before_anything_starts(home: Path) -> None:
     with pytest.raises(errors.BadRequest, match="reed.*did you mean 'read'"):
         kernel.register(name="x", permissions=["reed"])(lambda: None)
     with pytest.raises(errors.NotRegistered, match="knwn"):
-        asyncio.run(kernel.execute("knwn"))  # type: ignore[arg-type]
+        asyncio.run(kernel.execute("knwn"))
     with pytest.raises(errors.BadRequest, match="timeout"):
         KernelSpace(timeout=0)
     with pytest.raises(errors.PolicyLoadError, match="strikt.*strict"):
@@ -231,7 +230,7 @@ def test_cancelling_the_caller_ends_the_agent(kernel: KernelSpace) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(kernel.execute(forever))
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(wait_until, lambda: kernel.current_agent_id)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -242,12 +241,219 @@ def test_cancelling_the_caller_ends_the_agent(kernel: KernelSpace) -> None:
     wait_until(lambda: kernel.get_agent_status(agent_id).state == "terminated", 15.0)
 
 
+def rows(kernel: KernelSpace) -> list[dict[str, Any]]:
+    """Return what `ps` shows of the kernel's agents, ended ones too."""
+    assert kernel._connection is not None
+    found: list[dict[str, Any]] = kernel._connection.submit("ps", {}).result(20)["agents"]
+    return found
+
+
+@pytest.mark.parametrize("call", ["execute", "spawn"])
+def test_an_agent_whose_start_nobody_waits_for_any_more_is_ended(kernel: KernelSpace, call: str) -> None:
+    """Cancelled at every moment of a start: before the kernel knows, while it forks, when its answer is on the way."""
+
+    @kernel.register
+    def forever() -> None:
+        time.sleep(60)
+
+    async def main() -> int:
+        given_up = 0
+        for delay_ms in range(0, 24, 2):
+            coroutine: Any = getattr(kernel, call)(forever)
+            task = asyncio.create_task(coroutine)
+            await asyncio.sleep(delay_ms / 1000)
+            given_up += task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                await kernel.send_signal(task.result(), AgentSignal.SIGKILL)
+        return given_up
+
+    async def warm_up() -> None:
+        await kernel.send_signal(await kernel.spawn(forever), AgentSignal.SIGKILL)
+
+    asyncio.run(warm_up())
+    assert asyncio.run(main()) > 3
+    assert len(rows(kernel)) > 3  # some were started
+    wait_until(lambda: all(row["state"] == "terminated" for row in rows(kernel)), 30.0, "the agents to be ended")
+
+
+def test_a_wait_that_was_given_up_leaves_the_others_their_answer(kernel: KernelSpace) -> None:
+    """Also when that answer is the end of the kernel."""
+
+    @kernel.register
+    def forever() -> None:
+        time.sleep(60)
+
+    async def main() -> None:
+        agent_id = await kernel.spawn(forever)
+        waits = [asyncio.create_task(kernel.wait_all([agent_id])) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        waits[0].cancel()
+        await asyncio.wait(waits[:1])
+        os.kill(rows(kernel)[0]["sentry_pid"], 0)
+        assert kernel._connection is not None
+        inspected = kernel._connection.submit("inspect", {"id": agent_id}).result(20)
+        os.kill(inspected["kernel_pid"], 9)
+        for wait in waits[1:]:
+            with pytest.raises(errors.KernelUnavailable):
+                await asyncio.wait_for(wait, 20)
+        wait_until(lambda: state_of(inspected["pid"]) == "", 20.0, "the agent to end with its kernel")
+
+    asyncio.run(main())
+
+
 def test_the_context_manager_leaves_nothing_behind(home: Path) -> None:
     async def main() -> int:
         async with KernelSpace(policy="permissive") as kernel:
             kernel.register(name="napper")(time.sleep)
-            await kernel.spawn("napper", 60)  # type: ignore[arg-type]
+            await kernel.spawn("napper", 60)
             return int(kernel.current_agent_id is not None)
 
     assert asyncio.run(main()) == 1
     assert list((home.parent / "run" / "runs").iterdir()) == []
+
+
+# --- the calls, one by one -------------------------------------------------------------------------------------------
+
+
+def test_agents_are_run_by_name_too_and_async_callable_objects_work(kernel: KernelSpace) -> None:
+    class Greeter:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        async def greet(self, name: str) -> str:
+            return f"{self.word} {name}"
+
+        def __call__(self, name: str) -> str:
+            return f"{self.word}, {name}"
+
+    kernel.register(name="method")(Greeter("hello").greet)
+    kernel.register(name="object")(Greeter("good day"))
+    assert run(kernel, "method", "ada") == "hello ada"
+    assert run(kernel, "object", "ada") == "good day, ada"
+
+
+def test_large_values_cross_and_too_large_ones_are_refused_on_either_side(kernel: KernelSpace) -> None:
+    @kernel.register
+    def repeat(text: str, times: int) -> str:
+        return text * times
+
+    text = "x" * 1_000_000
+    for _ in range(3):
+        assert run(kernel, repeat, text, 12) == text * 12
+    with pytest.raises(errors.BadRequest, match="the limit is"):
+        run(kernel, repeat, "x" * 17_000_000, 1)
+    with pytest.raises(AgentFailed, match="the limit is"):
+        run(kernel, repeat, text, 17)
+    assert run(kernel, repeat, "x", 2) == "xx"
+
+
+def test_a_child_of_the_hosts_choice_is_bounded_by_the_parent_unless_told_otherwise(kernel: KernelSpace) -> None:
+    @kernel.register(permissions=["read"])
+    def parent(path: str) -> None:
+        while not os.path.exists(path):
+            time.sleep(0.01)
+
+    @kernel.register(permissions=["read", "network"])
+    def child() -> list[bool]:
+        allowed = []
+        for operation, resource in (("read", "data/x"), ("network", "https://example.org/")):
+            try:
+                agentos.act(operation, resource)
+                allowed.append(True)
+            except PolicyViolationError:
+                allowed.append(False)
+        return allowed
+
+    async def main(path: Path) -> None:
+        parent_id = await kernel.spawn(parent, str(path))
+        alone, bound, free, restricted = [
+            await kernel.spawn(child),
+            await kernel.spawn(child, parent_id=parent_id),
+            await kernel.spawn(child, parent_id=parent_id, inherit_permissions=False),
+            await kernel.spawn(child, additional_restrictions=["no_network"]),
+        ]
+        found = await kernel.wait_all([alone, bound, free, restricted])
+        assert found == [[True, True], [True, False], [True, True], [True, False]]
+        assert [row["parent_id"] for row in rows(kernel)] == [None, None, parent_id, parent_id, None]
+        path.touch()
+        assert await kernel.wait_all([parent_id, alone]) == [None, [True, True]]  # results stay
+
+    asyncio.run(main(Path.cwd() / "go"))
+
+
+def test_who_is_not_there_is_named_with_who_is_nearest(kernel: KernelSpace) -> None:
+    with pytest.raises(errors.UnknownAgent, match="no agent 'nobody'"):
+        kernel.get_agent_status("nobody")
+    assert kernel._connection is None  # that needed no kernel
+
+    @kernel.register
+    def brief() -> None: ...
+
+    run(kernel, brief)
+    for call in (
+        lambda: kernel.send_signal("breif", AgentSignal.SIGTERM),
+        lambda: kernel.wait_all(["breif"]),
+        lambda: kernel.spawn(brief, parent_id="breif"),
+    ):
+        with pytest.raises(errors.UnknownAgent, match="no agent 'breif'.*did you mean 'brief'"):
+            asyncio.run(call())
+    with pytest.raises(errors.UnknownAgent, match="no agent 'breif'"):
+        kernel.get_agent_status("breif")
+    with pytest.raises(errors.UnknownSignal, match="'HUP'"):
+        asyncio.run(kernel.send_signal("brief", "HUP"))  # type: ignore[arg-type]
+
+
+def test_a_level_that_cannot_be_had_starts_nothing(home: Path) -> None:
+    kernel = KernelSpace(require="syscalls")
+
+    @kernel.register
+    def never() -> None:
+        Path("ran").touch()
+
+    try:
+        with pytest.raises(errors.LevelUnavailable, match="'syscalls' is required") as caught:
+            run(kernel, never)
+        assert (caught.value.required, caught.value.available) == ("syscalls", "hooks")
+        assert rows(kernel) == []
+    finally:
+        asyncio.run(kernel.shutdown())
+    assert not Path("ran").exists()
+
+
+def test_a_policy_may_be_a_value_a_file_or_a_name_and_a_workspace_may_be_elsewhere(home: Path) -> None:
+    elsewhere = home.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "note").write_text("a note")
+    value = agentos.Policy(name="mine")
+    value.add_rule(action="allow", pattern=agentos.Pattern(operation="read", resource="note"))
+    (home / "mine.yaml").write_text(value.to_yaml())
+
+    def read(path: str) -> str:
+        try:
+            return Path(path).read_text()
+        except PolicyViolationError:
+            return "refused"
+
+    for policy, expected in ((value, "a note"), (str(home / "mine.yaml"), "a note"), ("custom", "refused")):
+        kernel = KernelSpace(policy=policy, workspace=elsewhere)
+        kernel.register(name="reader")(read)
+        try:
+            assert run(kernel, "reader", str(elsewhere / "note")) == expected
+            assert run(kernel, "reader", str(home / "mine.yaml")) == "refused"
+        finally:
+            asyncio.run(kernel.shutdown())
+
+
+def test_a_function_that_cannot_travel_is_named_and_nothing_starts(kernel: KernelSpace) -> None:
+    lock = threading.Lock()
+
+    @kernel.register
+    def holder() -> bool:
+        return lock.locked()
+
+    with pytest.raises(errors.NotSerialisable, match="agent function 'holder'"):
+        run(kernel, holder)
+    assert rows(kernel) == []
+    with pytest.raises(errors.BadRequest, match="5 is not a function"):
+        kernel.register(5)  # type: ignore[arg-type]

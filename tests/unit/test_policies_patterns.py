@@ -243,6 +243,9 @@ def test_a_program_is_matched_by_name_by_path_and_word_by_word() -> None:
     assert runs("git log --author=*", "git", "log", "--author=me")
     assert not runs("git log --author=*", "git", "log", "--author=a/b")  # the same dialect: * stops at /
     assert runs("git add **/x", "git", "add", "a/b/x")
+    assert runs("git add **/x", "git", "add", "x")
+    assert runs("git add a/**/x", "git", "add", "a/x")
+    assert not runs("git add **/x", "git", "add", "ax")
     assert runs("cat data/*", "cat", "data/a/b")
     assert runs("echo *", "echo", "a\nb")
 
