@@ -129,7 +129,7 @@ class Recording:
         self._journal.close()
 
     def _check_recorder(self) -> None:
-        if self._unheard_s is not None and self.silent_s() > SILENCE_LIMIT_S:
+        if self._unheard_s is not None and self._loop.time() - self._unheard_s > SILENCE_LIMIT_S:
             raise RecorderUnavailable(
                 f"the recorder has confirmed nothing for {self.silent_s():.0f} s{self._because()}"
             )
