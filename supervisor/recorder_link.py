@@ -1,8 +1,8 @@
 """The kernel's side of the recorder process: start it, ring it, hear what it committed, start it again.
 
 While there is none, durable actions wait (Recording.DURABLE_LIMIT_S) and are then denied; the journal holds what was
-recorded meanwhile, and the next recorder goes on where the database ends. One that is stopped or hung is killed: a
-recorder that is alive and silent would otherwise stay so.
+recorded meanwhile, and the next recorder goes on where the database ends. One that hangs is killed: alive and silent,
+it would stay so. (One that was stopped is woken by heartbeat.py.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from agentos import wire
 from agentos.errors import HostError, RecorderUnavailable
-from agentos.supervisor import linux
 from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import READ_BYTES
 from agentos.supervisor.recording import Recording
@@ -27,9 +26,8 @@ OPEN_LIMIT_S: Final = 30.0  # a database of an earlier crash may have a long wri
 STOP_LIMIT_S: Final = 10.0
 RESTART_DELAY_S: Final = 0.01
 RESTART_DELAY_S_MAX: Final = 2.0
-WATCH_EVERY_S: Final = 1.0
-STOPPED_RECORDER_S: Final = 2.0  # an agent of the same uid may SIGSTOP it
-HUNG_RECORDER_S: Final = 20.0  # not stopped, only slow: a disk may take its time
+BEAT_S: Final = 1.0
+HUNG_BEATS: Final = 20  # a disk may take its time
 
 
 class RecorderLink:
@@ -48,6 +46,7 @@ class RecorderLink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._died_early: dict[int, wire.Died] | None = None  # while a fork is under way: whoever died meanwhile
         self._pidfd = -1
+        self._beats = 0  # since this recorder was started
         self._restart_delay_s = RESTART_DELAY_S
         self._stopping = False
         self.pid = 0  # while there is one
@@ -70,7 +69,11 @@ class RecorderLink:
         if frame.pid != self.pid:
             return False
         self.pid = 0
-        if self._serving.done() and not self._stopping:
+        served = self._serving.done()
+        while self._sock is not None and self._read():
+            pass  # its last words
+        self._hang_up()  # epoll reports a reset socket as an error, which uvloop keeps to itself
+        if served and not self._stopping:
             self._spawn(self._restart(frame))
         return True
 
@@ -105,6 +108,7 @@ class RecorderLink:
         with contextlib.suppress(ProcessLookupError):
             self._pidfd = os.pidfd_open(self.pid)
         self._ended.clear()
+        self._beats = 0
         self._outbox = Outbox(self._loop, ours.fileno(), lambda _: None)
         self._loop.add_reader(ours.fileno(), self._read)
         self._outbox.write(wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())))
@@ -113,9 +117,6 @@ class RecorderLink:
 
     async def _restart(self, died: wire.Died) -> None:
         """Record the death (in the journal) and start another recorder, with growing pauses while that fails."""
-        while self._sock is not None and self._read():
-            pass  # its last words may not have been heard yet
-        self._disconnect()
         data = {"pid": died.pid, "status": died.status, "reason": self._recording.why_not}
         self._recording.try_append("recorder_restarted", data, severity="error")
         while True:
@@ -132,14 +133,12 @@ class RecorderLink:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_EVERY_S)
-            silent_s = self._recording.silent_s()
-            found = linux.read_stat(str(self.pid)) if silent_s > STOPPED_RECORDER_S and self._pidfd >= 0 else None
-            if found is None:
-                continue
-            stopped = found.state in "Tt"
-            if stopped or silent_s > HUNG_RECORDER_S:
-                data = {"pid": self.pid, "silent_s": round(silent_s, 1), "stopped": stopped}
+            await asyncio.sleep(BEAT_S)
+            self._beats += 1
+            self._recording.beat()
+            silent = min(self._beats, self._recording.silent_beats)  # a new one is not blamed for its predecessor
+            if silent > HUNG_BEATS and self._pidfd >= 0:
+                data = {"pid": self.pid, "silent_beats": silent}
                 self._recording.try_append("recorder_hung", data, severity="error")
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -158,11 +157,7 @@ class RecorderLink:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._disconnect()
-            self._ended.set()
-            if not self._serving.done():
-                why = self._recording.why_not or "the recorder process ended before it served"
-                self._serving.set_exception(RecorderUnavailable(why))
+            self._hang_up()
             return False
         for frame in self._decoder.feed(data):
             self._take(frame)
@@ -177,7 +172,12 @@ class RecorderLink:
         elif not self._serving.done():
             self._serving.set_result(None)
 
-    def _disconnect(self) -> None:
+    def _hang_up(self) -> None:
+        """There is nothing more to hear. Idempotent."""
+        self._ended.set()
+        if not self._serving.done():
+            why = self._recording.why_not or "the recorder process ended before it served"
+            self._serving.set_exception(RecorderUnavailable(why))
         if self._sock is not None:
             self._loop.remove_reader(self._sock.fileno())
             if self._outbox is not None:

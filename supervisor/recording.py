@@ -21,7 +21,7 @@ from agentos.recorder.journal import JournalWriter
 
 QUIET_BELL_S: Final = 0.02  # the recorder commits at most fifty times a second when nobody waits
 DURABLE_LIMIT_S: Final = 5.0  # long enough for a restarted recorder, short enough for an agent to hear why
-SILENCE_LIMIT_S: Final = 10.0  # what is in the journal is safe, but without a recorder nobody may act for ever
+SILENT_BEATS_MAX: Final = 10  # what is in the journal is safe, but without a recorder nobody may act for ever
 BACKLOG_BYTES_MAX: Final = 512 * 1024 * 1024  # a journal that grows faster than it is committed must not fill the disk
 MARKS_MAX: Final = 10_000  # three minutes of rings: with fewer marks the backlog is only seen to shrink later
 WAITING_MAX: Final = 100_000  # whoever sends without reading verdicts must not fill our memory
@@ -37,7 +37,6 @@ class Recording:
         self._waiting: deque[tuple[int, float, Callable[[bool], None]]] = deque()  # seq, deadline, what to do
         self._bell: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self._unheard_s: float | None = None  # since when something is unconfirmed and nothing was confirmed
         self._marks: deque[tuple[int, int]] = deque()  # seq, bytes in the journal up to it; one a ring
         self._confirmed_bytes = 0
         self._untold: dict[str, int] = {}  # what could not be recorded and is not on record as a number either
@@ -45,6 +44,7 @@ class Recording:
         self.why_not = ""  # what the last recorder died of, in its own words
         self.last_seq = 0
         self.durable_seq = 0
+        self.silent_beats = 0  # for how many beats something has been waiting while nothing was confirmed
         self.lost = 0  # events of things that had already happened and could not be recorded; shown by inspect
 
     def append(
@@ -109,16 +109,17 @@ class Recording:
     def acknowledged(self, seq: int) -> None:
         """The recorder committed everything up to `seq`."""
         self.durable_seq = max(self.durable_seq, seq)
-        self._unheard_s = None if self.durable_seq >= self.last_seq else self._loop.time()
+        self.silent_beats = 0
         self.why_not = ""
         while self._marks and self._marks[0][0] <= self.durable_seq:
             self._confirmed_bytes = self._marks.popleft()[1]
         while self._waiting and self._waiting[0][0] <= self.durable_seq:
             self._waiting.popleft()[2](True)
 
-    def silent_s(self) -> float:
-        """Return for how long something has been waiting while nothing was confirmed; 0 when nothing is."""
-        return 0.0 if self._unheard_s is None else self._loop.time() - self._unheard_s
+    def beat(self) -> None:
+        """Count a beat of this very process, once a second: a kernel that was stopped blames nobody for that."""
+        if self.durable_seq < self.last_seq:
+            self.silent_beats += 1
 
     def reconnected(self) -> None:
         """A new recorder process tails from where the database ends; tell it that people wait."""
@@ -129,10 +130,8 @@ class Recording:
         self._journal.close()
 
     def _check_recorder(self) -> None:
-        if self._unheard_s is not None and self.silent_s() > SILENCE_LIMIT_S:
-            raise RecorderUnavailable(
-                f"the recorder has confirmed nothing for {self.silent_s():.0f} s{self._because()}"
-            )
+        if self.silent_beats > SILENT_BEATS_MAX:
+            raise RecorderUnavailable(f"the recorder has confirmed nothing for {self.silent_beats} s{self._because()}")
         if self._journal.appended_bytes - self._confirmed_bytes > BACKLOG_BYTES_MAX:
             raise RecorderUnavailable(f"the recorder is more than {BACKLOG_BYTES_MAX} bytes behind the journal")
 
@@ -149,8 +148,6 @@ class Recording:
             event_type, severity, agent_id, name, execution_id, data,
             durable=durable, ts_ns=self._clock.wall_ns(), mono_ns=self._clock.monotonic_ns(),
         )  # fmt: skip
-        if self._unheard_s is None:
-            self._unheard_s = self._loop.time()
         if self._bell is None:
             self._bell = self._loop.call_later(QUIET_BELL_S, self._ring)
         return self.last_seq

@@ -64,10 +64,18 @@ def _become(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...], stat
     if params["argv"]:
         os.execve(params["program"], params["argv"], params["env"])
     linux.set_name(params["name"])
-    os.environb.clear()
-    os.environb.update(params["env"])
+    _set_environment(params["env"])
     os.close(status_write)
     entry.main(*channel)
+
+
+def _set_environment(env: dict[bytes, bytes]) -> None:
+    """Make the environment be `env`. Most of it is the same already, and what is not written stays shared memory."""
+    for name in [name for name in os.environb if name not in env]:
+        del os.environb[name]
+    for name, value in env.items():
+        if os.environb.get(name) != value:
+            os.environb[name] = value
 
 
 def _reset_signals(*, for_python: bool) -> None:

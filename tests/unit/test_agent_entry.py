@@ -85,7 +85,7 @@ def test_an_agent_is_like_a_fresh_interpreter(tmp_path: Path) -> None:
     assert seen[0]["name"] == "agent-1"
     assert seen[0]["tmp"] == str(tmp_path)
     assert seen[0]["zone"]
-    assert seen[0]["threads"] == ["MainThread", "agentos-runtime"]
+    assert seen[0]["threads"] == ["MainThread"]
     assert seen[0]["dice"] != seen[1]["dice"]
 
 
