@@ -11,7 +11,6 @@ Owns names, fields and texts; never formats a traceback, never exits. `exit_code
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -43,6 +42,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known word, or "" when none is close, or the word is no word."""
     if len(word) > _WORD_MAX:  # the search takes time by the square, and an agent may have chosen the word
         return ""
+    import difflib  # noqa: PLC0415 - only on the way to an error
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

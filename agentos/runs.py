@@ -2,20 +2,17 @@
 
 A run is one kernel. `<runtime>/runs/<run>/{sock,lock,meta.json}` lives as long as the kernel; its liveness is the
 flock on `lock`, never a pid file, because Linux releases a flock at kill -9. `<state>/runs/<run>/` holds the record
-and the logs and outlives it. Imports only the standard library: `ps` and `kill` start through here.
+and the logs and outlives it. Imports little of the standard library: `ps` and `kill` start through here.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentos.errors import HostError
 
@@ -30,6 +27,8 @@ def runtime_dir() -> Path:
         return _private(Path(explicit), "AGENTOS_RUNTIME_DIR")
     if xdg and os.access(xdg, os.W_OK | os.X_OK):
         return _private(Path(xdg) / "agentos", "AGENTOS_RUNTIME_DIR")
+    import tempfile  # noqa: PLC0415 - three milliseconds
+
     return _private(Path(tempfile.gettempdir()) / f"agentos-{os.getuid()}", "AGENTOS_RUNTIME_DIR")
 
 
@@ -69,8 +68,7 @@ def _private(path: Path, variable: str) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """The paths of one run."""
 
     run_id: str
@@ -126,6 +124,8 @@ class Run:
 
 def _read_json(path: Path) -> Any:
     """Return the content of a regular file, None when there is none. Never waits, whatever lies there."""
+    import json  # noqa: PLC0415 - `ps` and `kill` read none
+
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), encoding="utf-8") as file:
             return json.load(file) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None

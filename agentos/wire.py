@@ -367,7 +367,12 @@ def _accepted_types(cls: type[Any]) -> tuple[tuple[type, ...] | None, ...]:
     return tuple(checks)
 
 
-_CHECKS: Final = {cls: _accepted_types(cls) for cls in _TAG_OF}
+_CHECKS: Final[dict[type, tuple[tuple[type, ...] | None, ...]]] = {}  # filled when needed: `ps` needs two of them
+
+
+def prepare() -> None:
+    """Look at the types of all frames now: for a process that forks others, none of which then has to."""
+    _CHECKS.update((cls, _accepted_types(cls)) for cls in _TAG_OF)
 
 
 def encode(frame: Any) -> bytes:
@@ -409,7 +414,7 @@ _SHAPES: Final[dict[tuple[type, ...], tuple[int, ...]]] = {}
 
 def _check_shape(cls: type[Any], *kinds: type) -> tuple[int, ...]:
     """Return which fields may hold others, to be checked each time. Raises ProtocolError for what is wrong."""
-    checks = _CHECKS[cls]
+    checks = _CHECKS.get(cls) or _CHECKS.setdefault(cls, _accepted_types(cls))
     if len(kinds) != len(checks):
         raise ProtocolError(f"{cls.__name__} takes {len(checks)} fields, got {len(kinds)}")
     for name, kind, allowed in zip(cls._fields, kinds, checks, strict=True):

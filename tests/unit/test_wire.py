@@ -21,7 +21,7 @@ ACT = wire.Act(7, "read", "data/x", None, ["git", "log"], "/w", {"cost": 1.5}, "
 def sample(cls: type[Any]) -> Any:
     """Build one frame of `cls` from its own types."""
     values: dict[type, Any] = {int: 3, str: "x", bytes: b"\0", bool: True, float: 0.5, dict: {"k": [1]}, list: ["a"]}
-    fields = [None if kinds is None else values.get(kinds[0]) for kinds in wire._CHECKS[cls]]
+    fields = [None if kinds is None else values.get(kinds[0]) for kinds in wire._accepted_types(cls)]
     return cls._make(fields)
 
 
