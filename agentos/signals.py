@@ -5,7 +5,6 @@ Numbers are Linux's own (signal(7), x86 and arm). Sends nothing: delivery is the
 
 from __future__ import annotations
 
-import signal as posix
 from enum import Enum
 from typing import Final, Literal
 
@@ -60,7 +59,14 @@ def describe_exit(code: int | None, number: int | None) -> str:
     """Return `exit code 3` or `killed by SIGKILL` for a reaped process; exactly one argument is given."""
     if number is None:
         return f"exit code {code}"
+    return f"killed by {signal_name(number)}"
+
+
+def signal_name(number: int) -> str:
+    """Return `SIGSEGV`, or `signal 99` for a number without a name."""
+    import signal as posix  # noqa: PLC0415 - a millisecond, and `ps` and `kill` seldom name one
+
     try:
-        return f"killed by {posix.Signals(number).name}"
+        return posix.Signals(number).name
     except ValueError:
-        return f"killed by signal {number}"
+        return f"signal {number}"

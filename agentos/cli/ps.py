@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal as posix
 from typing import Any, Final
 
 import click
@@ -10,6 +9,7 @@ import click
 from agentos.cli.calls import living_agents
 from agentos.cli.output import Column, age, print_json, table, terminal_width
 from agentos.cli.targets import Agent, short_ids
+from agentos.signals import signal_name
 
 # Added to, never renamed: what `ps --json` promises. What a kernel adds beyond comes after.
 FIELDS: Final = (
@@ -97,11 +97,4 @@ def state(row: dict[str, Any]) -> str:
     number, code = row.get("exit_signal"), row.get("exit_code")
     if number is None and code is None:
         return word
-    return f"{word}({code if number is None else _signal_name(int(number))})"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return posix.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return f"{word}({code if number is None else signal_name(int(number))})"
