@@ -72,9 +72,8 @@ class Agent:
     in_line: bool = False  # on record, not forked: it waits for a slot
     start_error: str = ""  # why it could not be started when its turn came
     lost: bool = False  # its sentry died: how the agent ended is not known
-    held: bool = (
-        False  # the last STOP or CONT that was commanded was a STOP: its clocks stand still while it is stopped
-    )
+    # the last STOP or CONT that was commanded was a STOP: its clocks stand still while it is stopped
+    held: bool = False
     spawn_error: wire.SpawnFailed | None = None
     actions: int = 0
     violations: int = 0

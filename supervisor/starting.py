@@ -88,26 +88,29 @@ class Starting:
         )  # fmt: skip
         await self._recording.durable(seq)
         self._agents.add(agent)
-        birth = self._born(agent, request, program, env, stdin)
         if self._slots.ask(agent.id, request.priority):
-            await birth
+            await self._born(agent, request, program, env, stdin)
         else:
             self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
             agent.in_line = True
-            task = self._loop.create_task(self._in_turn(agent, birth))
+            kept = None if stdin is None else os.dup(stdin)  # the caller's is closed once it has its answer
+            birth = self._born(agent, request, program, env, kept)
+            task = self._loop.create_task(self._in_turn(agent, birth, kept))
             self._tasks.add(task)  # the loop itself keeps only weak references
             task.add_done_callback(self._tasks.discard)
         return agent
 
-    async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None]) -> None:
+    async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None], stdin: int | None) -> None:
         """Bring the agent to life when it is its turn. What goes wrong then is how the agent ended."""
         await self._slots.turn(agent.id)
         agent.in_line = False
         if agent.gone.is_set():
             birth.close()
-            return
-        with contextlib.suppress(AgentosError, OSError):
-            await birth
+        else:
+            with contextlib.suppress(AgentosError, OSError):
+                await birth
+        if stdin is not None:
+            os.close(stdin)
 
     async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
         try:

@@ -25,9 +25,10 @@ FORK_LIMIT_S: Final = 30.0  # from the moment a request is sent
 class _Request:
     """One frame on its way out. Its descriptors leave with its first byte."""
 
-    __slots__ = ("begun", "data", "descriptors")
+    __slots__ = ("answer", "begun", "data", "descriptors")
 
-    def __init__(self, data: bytes, descriptors: Sequence[int]) -> None:
+    def __init__(self, data: bytes, descriptors: Sequence[int], answer: asyncio.Future[wire.Forked]) -> None:
+        self.answer = answer
         self.data = memoryview(data)
         self.descriptors = descriptors
         self.begun = False
@@ -54,9 +55,9 @@ class ZygoteLink:
         `descriptors` must stay open until this returns or raises; afterwards they are not used any more.
         """
         number = next(self._ids)
-        request = _Request(wire.encode(wire.Fork(number, kind, params)), descriptors)
+        future: asyncio.Future[wire.Forked] = self._loop.create_future()
+        request = _Request(wire.encode(wire.Fork(number, kind, params)), descriptors, future)
         async with self._turns:
-            future: asyncio.Future[wire.Forked] = self._loop.create_future()
             self._waiting[number] = future
             try:
                 async with asyncio.timeout(FORK_LIMIT_S):
@@ -82,18 +83,24 @@ class ZygoteLink:
             self._flush()
 
     def _flush(self) -> None:
-        try:
-            while self._queue:
-                request = self._queue[0]
-                rights = () if request.begun else request.descriptors
+        while self._queue:
+            request = self._queue[0]
+            rights = () if request.begun else request.descriptors
+            try:
                 sent = pipes.send_with_rights(self._sock, request.data, rights)
-                request.begun, request.data = True, request.data[sent:]
-                if not request.data:
-                    self._queue.popleft()
-        except BlockingIOError:
-            return
-        except OSError:  # the zygote is gone: `_read` sees it next
-            self._queue.clear()
+            except BlockingIOError:
+                return
+            except (BrokenPipeError, ConnectionResetError):  # the zygote is gone: `_read` hears of it next
+                self._queue.clear()
+                break
+            except OSError as error:  # this request cannot be sent (EBADF, EMFILE); others may
+                self._queue.popleft()
+                if not request.answer.done():
+                    request.answer.set_exception(HostError(f"cannot ask for a process: {error.strerror}"))
+                continue
+            request.begun, request.data = True, request.data[sent:]
+            if not request.data:
+                self._queue.popleft()
         self._loop.remove_writer(self._sock.fileno())
 
     def _read(self) -> None:

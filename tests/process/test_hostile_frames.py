@@ -205,8 +205,8 @@ def test_who_asks_for_much_and_never_reads_it_is_ended(place: Arena) -> None:
 
 def test_calls_that_are_never_answered_are_limited(place: Arena) -> None:
     agent_id = place.start(attackers.wait_for_itself, 2_000)
-    wait_until(lambda: place.events("action_allowed", agent_id)[-1:], what="its next action to be answered")
-    assert place.events("action_allowed", agent_id)[-1].data["resource"] == "data/still-answered"
+    acted = lambda: [one.data["resource"] for one in place.events("action_allowed", agent_id)]
+    wait_until(lambda: "data/still-answered" in acted(), what="its next action to be answered")
     assert 1_024 <= place.inspect(agent_id)["calls_waiting"] <= 1_024 + 300
     assert place.call("stop", id=agent_id, grace_s=0.2)["ok"]
 
@@ -228,7 +228,9 @@ def test_answers_to_what_nobody_asked_confirm_no_signal(place: Arena, tmp_path: 
     for _ in range(20):
         answer = place.call("signal", id=agent_id, signal=AgentSignal.SIGUSR1.value)
         assert (answer["ok"], answer["mechanism"]) == (True, "signal(leader)")
-    assert asyncio.run(place.kernel.wait_all([agent_id])) == [20]
+    (tmp_path / "ready").unlink()
+    (got,) = asyncio.run(place.kernel.wait_all([agent_id]))
+    assert 0 < got <= 20  # Linux does not queue them
 
 
 def test_an_agent_speaks_for_itself_alone(place: Arena) -> None:
