@@ -274,11 +274,12 @@ if pid == 0:
         print(type(error).__name__, error, flush=True)
     sys.exit(0)  # with everything that atexit holds
 os.waitpid(pid, 0)
-print(asyncio.run(kernel.execute(double, 2)))
+time.sleep(0.3)  # if the child had ended the kernel, a new one would answer now
+print(asyncio.run(kernel.execute(double, 2)), len(os.listdir(os.environ["AGENTOS_STATE_DIR"] + "/runs")))
 """
     ).splitlines() == [
         "KernelUnavailable this KernelSpace belongs to the process that made it, not to a fork of it",
-        "4",
+        "4 1",
     ]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from agent_world import agent
+from agent_world import agent, allow_all
 
 import agentos
 from agentos import AgentFailed, AgentSignal, KernelSpace, errors, wire
@@ -260,6 +260,41 @@ def test_a_cancelled_execute_asks_its_child_to_end() -> None:
         assert calls_of(one)[2] == ("send_signal", {"id": "child-1", "signal": 15})
 
 
+@pytest.mark.parametrize("loop_lives", [True, False])
+def test_a_child_whose_start_nobody_waits_for_any_more_is_asked_to_end(loop_lives: bool) -> None:
+    def function(loop_lives: bool) -> None:
+        kernel = KernelSpace()
+
+        async def give_up() -> None:
+            try:
+                await asyncio.wait_for(kernel.spawn("worker"), 0.1)
+            except TimeoutError:
+                if loop_lives:
+                    agentos.act("read", "gave up")
+                    await asyncio.sleep(0.3)
+
+        asyncio.run(give_up())
+        if not loop_lives:
+            agentos.act("read", "gave up")
+        time.sleep(0.3)
+
+    spawned: list[wire.Call] = []
+
+    def kernel(call: wire.Call) -> Any:
+        if call.method == "spawn":
+            spawned.append(call)
+            return None
+        return answers(call)
+
+    def judge(act: wire.Act) -> Any:
+        one.tell(answers(spawned[0]))
+        return allow_all(act)
+
+    with agent(function, loop_lives, on_call=kernel, judge=judge) as one:
+        one.result()
+        assert calls_of(one)[1:] == [("send_signal", {"id": "child-1", "signal": 15})]
+
+
 def test_signals_and_status() -> None:
     async def function() -> list[Any]:
         kernel = KernelSpace()
@@ -369,8 +404,6 @@ def test_waiting_holds_neither_the_loop_nor_other_calls() -> None:
         return answers(call)
 
     def judge(act: wire.Act) -> Any:
-        from agent_world import allow_all
-
         if act.resource == "release":
             one.tell(answers(slow[0]))
         return allow_all(act)

@@ -304,6 +304,37 @@ def test_an_abandoned_action_leaves_the_channel_whole() -> None:
         assert one.result() == []
 
 
+def test_a_handler_that_reads_in_the_middle_of_our_reading_leaves_the_stream_whole() -> None:
+    """Both take what arrived; half a frame that the handler completes must not be put back."""
+
+    def function() -> list[str]:
+        from agentos.agent import process
+
+        class Early(dict[int, Any]):
+            armed = True
+
+            def __contains__(self, key: object) -> bool:
+                if self.armed:
+                    self.armed = False
+                    signal.raise_signal(signal.SIGUSR1)
+                return super().__contains__(key)
+
+        agent = process.current()
+        assert agent is not None
+        agent.channel._early = Early()
+        answers: list[str] = []
+        signal.signal(signal.SIGUSR1, lambda *_: answers.append(act("handler/1")))
+        return [act("outer/0"), *answers, act("after/0")]
+
+    def judge(question: wire.Act) -> bytes:
+        stray = wire.encode(verdict(question, id=2**40, resource="stray"))
+        before, after = {"outer/0": (b"", stray[:9]), "handler/1": (stray[9:], b"")}.get(question.resource, (b"", b""))
+        return before + wire.encode(by_name(question)) + after
+
+    with agent(function, judge=judge) as one:
+        assert one.result() == ["allow", "handler/1", "allow"]
+
+
 def storm(rounds: int, seed: int) -> dict[str, Any]:
     """Act while alarms go off at random moments; their handler acts, or raises, or is interrupted itself."""
 
@@ -373,11 +404,12 @@ def test_a_large_frame_is_whole_when_a_handler_raises_in_the_middle_of_it() -> N
         cut = 0
         for number in range(20):
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0003 + number / 20_000)
+                signal.setitimer(signal.ITIMER_REAL, 0.0003 + number**2 / 20_000)
                 agentos.save_state("x" * 2_000_000)
                 signal.pause()
             except Boom:
                 cut += 1
+        agentos.save_state("x" * 2_000_000)
         return cut
 
     with agent(function, pipe_bytes=PAGE) as one:
