@@ -105,6 +105,8 @@ class JournalWriter:
         try:
             written = os.write(self._descriptor, record)
         except OSError as error:
+            if self._descriptor < 0:
+                raise RecorderUnavailable("the journal is closed: its kernel is ending") from None
             self._take_back()
             raise RecorderUnavailable(f"the journal cannot be written: {error}") from error
         if written != len(record):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentos.errors import RecorderUnavailable
@@ -82,6 +82,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(data=st.dictionaries(st.text(st.characters()), values))
 def test_any_data_reads_as_its_printable_form(tmp_path_factory: pytest.TempPathFactory, data: dict[Any, Any]) -> None:
     directory = tmp_path_factory.mktemp("journal")
@@ -213,7 +214,7 @@ def test_too_large_and_closed_are_refused(tmp_path: Path) -> None:
     assert add(writer) == 1
     writer.close()
     writer.close()
-    with pytest.raises(RecorderUnavailable):
+    with pytest.raises(RecorderUnavailable, match="is closed"):
         add(writer)
     assert [event.seq for event in read_all(tmp_path)] == [1]
 
