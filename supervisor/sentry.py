@@ -114,9 +114,8 @@ class Sentry:
 
     def _look_at_children(self) -> None:
         """SIGCHLD coalesces, so look at everything: the leader without reaping, adopted orphans to the end."""
-        for member in tree.members(os.getpid()):
-            if member.state == "Z" and member.parent == os.getpid() and member.pid != self.leader:
-                os.waitpid(member.pid, os.WNOHANG)
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):  # else nobody died: the tree need not be read
+            self._reap_orphans()
         flags = os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT
         seen = None if self._exit_told else os.waitid(os.P_PID, self.leader, flags)
         if seen is None:
@@ -126,6 +125,11 @@ class Sentry:
             self._tell_state("job control")
         else:
             self._tell_exit(seen)
+
+    def _reap_orphans(self) -> None:
+        for member in tree.members(os.getpid()):
+            if member.state == "Z" and member.parent == os.getpid() and member.pid != self.leader:
+                os.waitpid(member.pid, os.WNOHANG)
 
     def _tell_state(self, mechanism: str) -> None:
         """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
