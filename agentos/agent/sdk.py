@@ -7,12 +7,13 @@ say that there is no kernel to ask.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
 from agentos import wire
 from agentos.agent.process import AgentProcess, current
@@ -56,28 +57,57 @@ def tool(function: Any = None, /, *, name: str | None = None, cost: float | None
     """Make each call of a function the action `execute tools/NAME`, decided before the body runs.
 
     The outcome (well, or the exception's type) is recorded afterwards. `cost` is a claim for `max_cost` conditions.
-    Works for plain and async functions; outside an agent the function runs undecided.
+    Works for plain and async functions and for generators of both kinds, whose use begins with the first item; outside
+    an agent the function runs undecided.
     """
     if function is None:
         return functools.partial(tool, name=name, cost=cost)
     resource = f"tools/{name or function.__name__}"
     claims = {} if cost is None else {"cost": cost}
 
-    if inspect.iscoroutinefunction(function):
+    wrapper = next((wrap for fits, wrap in _WRAPPERS if fits(function)), _wrap_plain)
+    return functools.wraps(function)(wrapper(function, functools.partial(_Use, resource, claims)))
 
-        @functools.wraps(function)
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            with _Use(resource, claims):
-                return await function(*args, **kwargs)
 
-        return call_async
-
-    @functools.wraps(function)
+def _wrap_plain(function: Any, use: Callable[[], _Use]) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _Use(resource, claims):
+        with use():
             return function(*args, **kwargs)
 
     return call
+
+
+def _wrap_async(function: Any, use: Callable[[], _Use]) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        with use():
+            return await function(*args, **kwargs)
+
+    return call
+
+
+def _wrap_generator(function: Any, use: Callable[[], _Use]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with use():
+            return (yield from function(*args, **kwargs))
+
+    return call
+
+
+def _wrap_async_generator(function: Any, use: Callable[[], _Use]) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        with use():
+            async with contextlib.aclosing(function(*args, **kwargs)) as items:
+                async for item in items:
+                    yield item
+
+    return call
+
+
+_WRAPPERS: Final = (
+    (inspect.iscoroutinefunction, _wrap_async),
+    (inspect.isgeneratorfunction, _wrap_generator),
+    (inspect.isasyncgenfunction, _wrap_async_generator),
+)
 
 
 class _Use:
@@ -95,8 +125,8 @@ class _Use:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._process is not None:
-            detail = "" if kind is None else kind.__name__
-            self._process.channel.send(wire.Outcome(self._act_id, kind is None, detail))
+            failure = "" if kind is None or kind is GeneratorExit else kind.__name__  # the latter: its user had enough
+            self._process.channel.send(wire.Outcome(self._act_id, not failure, failure))
 
 
 def save_state(value: Any) -> None:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 import cloudpickle
 
@@ -27,6 +27,8 @@ from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal, parse_signal
 from agentos.status import AgentStatus, status_of
 from agentos.values import pack_arguments, unpack_value
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _current_agent: ContextVar[str | None] = ContextVar("agentos_current_agent", default=None)
 
@@ -103,6 +105,16 @@ class KernelSpace:
 
     # --- registration ----------------------------------------------------------------------------------------------
 
+    @overload
+    def register(self, name: F, /) -> F: ...
+    @overload
+    def register(
+        self,
+        name: str | None = None,
+        permissions: list[str] | None = None,
+        rate_limit: int | None = None,
+        priority: int = 0,
+    ) -> Callable[[F], F]: ...
     def register(
         self,
         name: str | Callable[..., Any] | None = None,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +106,43 @@ def test_nested_and_concurrent_tools_keep_their_outcomes_apart() -> None:
         assert len(ids) == 15
 
 
+def test_tools_that_stream_are_decided_at_the_first_item_and_end_when_their_user_had_enough() -> None:
+    @agentos.tool
+    def count(begin: int) -> Iterator[int]:
+        yield from range(begin, begin + 3)
+
+    @agentos.tool(name="stream")
+    async def count_later(begin: int) -> AsyncIterator[int]:
+        for number in range(begin, begin + 3):
+            yield number
+            await asyncio.sleep(0)
+        raise OSError("the line is dead")
+
+    async def collect() -> list[int]:
+        items = []
+        with contextlib.suppress(OSError):
+            async for number in count_later(5):
+                items.append(number)  # noqa: PERF401 - what came before the error counts
+        return items
+
+    def function() -> list[Any]:
+        unused, some = count(1), count(2)
+        first = next(some)
+        del unused, some
+        return [first, list(count(3)), asyncio.run(collect())]
+
+    with agent(function) as one:
+        assert one.result() == [2, [3, 4, 5], [5, 6, 7]]
+        assert one.asked == ["tools/count", "tools/count", "tools/stream"]
+        assert [(outcome.ok, outcome.detail) for outcome in one.of(wire.Outcome)] == [
+            (True, ""), (True, ""), (False, "OSError"),
+        ]  # fmt: skip
+
+
 def test_a_tool_is_still_its_function() -> None:
     assert (double.__name__, double.__doc__) == ("double", "Twice the number.")
     assert asyncio.iscoroutinefunction(send)
+    assert inspect.signature(send) == inspect.signature(send.__wrapped__)  # type: ignore[attr-defined]
 
 
 # --- state -----------------------------------------------------------------------------------------------------------
