@@ -30,18 +30,22 @@ def main() -> int:
     outcomes: list[Outcome] = []
     before = host()
     output = Path(options.json).resolve() if options.json else None
+    say = _progress if sys.stderr.isatty() else _quiet
     with place(options.directory) as directory:
         settings = Settings(directory, quick=options.quick)
         for bench, lines in chosen:
-            found = measure(bench, settings, lines, _progress if sys.stderr.isatty() else _quiet)
-            outcomes += found
-    _progress("")
+            outcomes += measure(bench, settings, lines, say)
+    say("")
     print("\n".join([*report.legend(outcomes), "", *report.table(outcomes)]))
     if output is not None:
         facts = {"quick": options.quick, "rounds": settings.rounds, "series_max": SERIES_MAX}
         output.write_text(json.dumps(report.document(outcomes, before, facts), indent=1) + "\n")
-    missed = [outcome.line.name for outcome in outcomes if not outcome.passed]
-    return EXIT_MISSED if missed and not options.no_gate else 0
+    return exit_code(outcomes, gated=not options.no_gate)
+
+
+def exit_code(outcomes: Sequence[Outcome], *, gated: bool) -> int:
+    """Return what the program ends with."""
+    return EXIT_MISSED if gated and not all(outcome.passed for outcome in outcomes) else 0
 
 
 def choose(benches: Sequence[Bench], names: Sequence[str]) -> list[tuple[Bench, list[Line]]]:

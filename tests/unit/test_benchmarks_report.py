@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import report, rules
-from benchmarks.__main__ import BENCHES, choose
+from benchmarks.__main__ import BENCHES, EXIT_MISSED, choose, exit_code
 from benchmarks.method import Line, Outcome, Reading, judge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +69,12 @@ def test_the_document_holds_everything_that_was_measured() -> None:
 
 def test_a_document_without_a_miss_has_passed() -> None:
     assert report.document(outcomes()[1:], {}, {})["passed"] is True
+
+
+def test_a_missed_budget_is_the_exit_code_unless_nobody_wants_to_know() -> None:
+    assert exit_code(outcomes(), gated=True) == EXIT_MISSED != 0
+    assert exit_code(outcomes(), gated=False) == 0
+    assert exit_code(outcomes()[1:], gated=True) == 0
 
 
 def test_rows_are_chosen_by_their_name_or_that_of_their_group() -> None:
