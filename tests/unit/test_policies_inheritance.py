@@ -254,7 +254,9 @@ def test_a_claim_never_satisfies_an_allow_or_an_ask_rule() -> None:
     assert not claimed([rule("allow", user_role="admin")], {"user_role": "admin"}).allowed
     assert not claimed([rule("allow", user_role="admin")], {"user_role": "admin"}, user_role="guest").allowed
     assert not claimed([rule("allow", max_cost=5)], {"cost": 1}).allowed
-    assert claimed([rule("ask", user_role="admin")], {"user_role": "admin"}, user_role="guest").effect == "deny"
+    for default in ("deny", "allow"):
+        made = claimed([rule("ask", user_role="admin")], {"user_role": "admin"}, default, user_role="guest")
+        assert made.effect == default
 
 
 def test_a_claim_may_make_a_deny_rule_match_and_never_unmatch() -> None:

@@ -197,6 +197,12 @@ def test_names_that_fall_silent_do_not_fill_the_kernel() -> None:
         quota.spend([Charge("r", f"n{i}", 1)], float(i))
     assert len(quota._logs) <= 2 * LOGS_BEFORE_SWEEP
     last = 5 * LOGS_BEFORE_SWEEP - 1
+    old_and_new = Charge("r", "steady", 2)
+    quota.spend([old_and_new], last - 70.0)
+    quota.spend([old_and_new], last - 1.0)
+    quota.spend([old_and_new], last - 1.0)
+    quota._sweep(float(last))
+    assert quota.wait_s(old_and_new, float(last)) == 59.0
     assert all(quota.wait_s(Charge("r", f"n{last - i}", 1), float(last)) > 0 for i in range(60))
 
 

@@ -30,7 +30,8 @@ R1 = """
     R1.4    [a-c]x          ax cx                                               -  dx Ax /x
     R1.4    [!a]x           bx .x                                               -  ax
     R1.4    [^a-c]x         dx                                                  -  ax cx
-    R1.4    [.-0]x          .x 0x                                               -  /x
+    R1.4    a[.-0]b         a.b a0b                                             -  a/b
+    R1.4    a[!x]b          ayb a.b                                             -  a/b axb
     R1.4    []-]x           ]x -x                                               -  ax
     R1.5    {a,b}/c         a/c b/c                                             -  c/c {a,b}/c
     R1.5    a{,.txt}        a a.txt                                             -  a.
@@ -183,6 +184,17 @@ def test_an_expression_that_would_quote_its_neighbours_is_refused() -> None:
         with pytest.raises(PolicyLoadError, match=r"\\Q is not accepted"):
             Pattern("read", pattern, "regex")
     assert regex(r"a\\Qb", "a\\Qb")
+
+
+def test_among_many_an_expression_is_what_it_is_alone() -> None:
+    """More of them than are tried one by one are first tried as one: that must not lose any."""
+    alone = ["a/b$", "^c", r"d\b", "(?i)E", "f|g", r"h\z", "[^/]+/i"]
+    policy = Policy(
+        "t", rules=[Rule("deny", Pattern("read", each, "regex")) for each in [*alone, *(f"x{i}" for i in range(40))]]
+    )
+    names = ["a/b", "a/b/", "c/", "d/", "e", "e/", "f", "g/", "h", "h/", "z/i/"]
+    assert [policy.decide("read", name).reason for name in names] == ["denied_by_rule"] * len(names)
+    assert policy.decide("read", "a/bc").reason == "default_deny"
 
 
 def test_excludes_use_the_match_type_of_the_rule() -> None:
