@@ -22,6 +22,7 @@ from agentos.recorder import writer
 from agentos.supervisor import kernel, linux, pipes, sentry, tree
 
 ORPHAN_LIMIT_S: Final = 30.0
+STRAYS_EVERY_MS: Final = 1_000
 SENTRY_GRACE_S: Final = 0.5  # after the kernel is gone a sentry ends its own tree; then we do
 RECORDER_GRACE_S: Final = 10.0  # it drains the journal; what it cannot is recovered at the next open
 
@@ -65,7 +66,9 @@ class Zygote:
         for descriptor in (self._kernel.fileno(), self._lifeline, self._wakeup_read):
             poller.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poller.poll()}
+            ready = {descriptor for descriptor, _ in poller.poll(STRAYS_EVERY_MS)}
+            if not ready:
+                self._end_orphans()  # Linux does not tell who was adopted, nor of a dead sentry that somebody traces
             if self._wakeup_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wakeup_read, 4096)

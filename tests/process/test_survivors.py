@@ -20,6 +20,11 @@ def victim_pid(host: Host, victim: str) -> int:
     return host.process.pid if victim == "host" else int(host.facts[f"{victim}_pid"])
 
 
+def assert_dead(pids: list[int]) -> None:
+    """At this very moment: a scan of all processes takes long enough for others to clean up."""
+    assert {pid: state for pid in pids if (state := state_of(pid)) not in ("", "Z")} == {}
+
+
 def assert_none_left(host: Host) -> None:
     wait_until(lambda: not carriers(host.cookie), LIMIT_S, "the tree to be gone")
     for name in ("kernel", "zygote", "sentry", "recorder", "guard"):
@@ -29,10 +34,12 @@ def assert_none_left(host: Host) -> None:
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_when_a_kill_or_stop_returns_nothing_of_a_hostile_tree_lives(tmp_path: Path, how: str) -> None:
     with hostile_host(tmp_path) as host:
+        tree = carriers(host.cookie)
         if how == "kill":
             assert host.call("signal", signal=signal.SIGKILL)["ok"]
         else:
             assert host.call("stop", grace_s=0.2)["ok"]
+        assert_dead(tree)
         assert carriers(host.cookie) == []
 
 
@@ -40,9 +47,11 @@ def test_when_a_kill_or_stop_returns_nothing_of_a_hostile_tree_lives(tmp_path: P
 def test_a_stopped_tree_ends_as_well(tmp_path: Path, how: str) -> None:
     with hostile_host(tmp_path) as host:
         assert host.call("signal", signal=signal.SIGSTOP)["ok"]
-        assert all(state_of(pid) in "Tt" for pid in carriers(host.cookie))
+        tree = carriers(host.cookie)
+        assert all(state_of(pid) in "Tt" for pid in tree)
         answer = host.call("signal", signal=signal.SIGKILL) if how == "kill" else host.call("stop", grace_s=0.2)
         assert answer["ok"]
+        assert_dead(tree)
         assert carriers(host.cookie) == []
 
 

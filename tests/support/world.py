@@ -14,6 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agentos.client.link import connect
+from agentos.recorder.event import AuditEvent
+from agentos.recorder.query import Query
+from agentos.recorder.reader import RunReader
+from agentos.runs import locate
+
 HERE = Path(__file__).parent
 PROJECT = HERE.parent.parent
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -45,18 +51,26 @@ def ticks_of(pid: int) -> int:
 
 
 def carriers(cookie: str) -> list[int]:
-    """Return every living process on this machine whose environment holds `cookie`."""
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
+    """Return every living process on this machine whose environment holds `cookie`.
+
+    Thread by thread: a process whose first thread has ended looks like a zombie and has no environment of its own.
+    """
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and _carries(name, cookie.encode()))
+
+
+def _carries(pid: str, cookie: bytes) -> bool:
+    try:
+        threads = [f"/proc/{pid}/task/{thread}" for thread in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    for thread in threads:
         try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
+            state = Path(f"{thread}/stat").read_text().rpartition(")")[2].split()[0]
+            if state not in ("Z", "X") and cookie in Path(f"{thread}/environ").read_bytes():
+                return True
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue
-        if cookie.encode() in environment and state_of(int(name)) not in ("", "Z", "X"):
-            found.append(int(name))
-    return found
+    return False
 
 
 @contextmanager
@@ -85,10 +99,25 @@ class Host:
         self.facts = self._read()
 
     def call(self, method: str, **params: Any) -> Any:
+        self.ask(method, **params)
+        return self.answer()
+
+    def ask(self, method: str, **params: Any) -> None:
+        """Make a call whose answer is for `answer` to wait for."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"call": method, "params": {"id": self.facts["id"], **params}}) + "\n")
         self.process.stdin.flush()
+
+    def answer(self) -> Any:
         return self._read()
+
+    def events(self, kind: str = "") -> list[AuditEvent]:
+        """Return what is on record of this run, of one type or all, oldest first."""
+        reader = RunReader(self.base / "state" / "runs" / self.facts["run"])
+        try:
+            return reader.select(Query(event_type=kind or None, limit=None, newest_first=False))
+        finally:
+            reader.close()
 
     def _read(self) -> Any:
         assert self.process.stdout is not None
@@ -109,16 +138,31 @@ class Host:
             os.kill(pid, signal.SIGKILL)
 
 
+class Client:
+    """A second client of a host's kernel, over the control socket of the run."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        runtime = host.base / "run"
+        self.link = connect(locate(host.facts["run"], runtime=runtime, state=host.base / "state"))
+
+    def call(self, method: str, **params: Any) -> Any:
+        return self.link.call(method, {"id": self.host.facts["id"], **params})
+
+    def close(self) -> None:
+        self.link.close()
+
+
 @contextmanager
 def hostile_host(base: Path, count: int = 12, **start: Any) -> Iterator[Host]:
-    """A host whose agent is tests/process/hostile.py with `count` descendants, all seen alive."""
+    """A host whose agent is tests/support/hostile.py with `count` descendants, all seen alive."""
     ticks = base / "ticks"
     ticks.mkdir()
     argv = [SYSTEM_PYTHON, str(HERE / "hostile.py"), str(ticks), str(count)]
     host = Host(base, {"argv": argv, **start})
     try:
         if not start.get("start_paused"):
-            wait_until(lambda: len(carriers(host.cookie)) >= count, what="the hostile tree to grow")
+            wait_until(lambda: len(host.tick_files()) > count, what="the hostile tree to grow")
         yield host
     finally:
         host.close()
