@@ -9,14 +9,14 @@ of RE2 alternations. Immutable: a new list of rules is a new `Compiled`, so no c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import re2
 
 from agentos.actions import base_operation
-from agentos.policies.glob import compile_regex
+from agentos.policies.glob import compile_regex, whole_match
 from agentos.policies.normalise import is_url
 from agentos.policies.rule import Matcher, Rule
 from agentos.policies.segment import GlobError
@@ -51,7 +51,7 @@ class Entry:
 class Node:
     """A set of entries with one expression for all of them: no match here, no match below."""
 
-    __slots__ = ("children", "entries", "expression")
+    __slots__ = ("children", "entries", "may_match")
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries: Sequence[Entry] = entries if len(entries) <= FAN_OUT else ()
@@ -59,10 +59,11 @@ class Node:
         if len(entries) > FAN_OUT:
             size = max(FAN_OUT, -(-len(entries) // FAN_OUT))
             self.children = tuple(Node(entries[at : at + size]) for at in range(0, len(entries), size))
-        self.expression: re2._Regexp | None = _alternation(entries)
+        expression = _alternation(entries)
+        self.may_match: Callable[[str], bool] | None = None if expression is None else whole_match(expression)
 
     def rules(self, name: str) -> Iterator[int]:
-        if self.expression is not None and not self._possible(self.expression, name):
+        if self.may_match is not None and not self._possible(self.may_match, name):
             return
         for entry in self.entries:
             if entry.matcher.glob.matches(name):
@@ -71,11 +72,9 @@ class Node:
             yield from child.rules(name)
 
     @staticmethod
-    def _possible(expression: re2._Regexp, name: str) -> bool:
+    def _possible(may_match: Callable[[str], bool], name: str) -> bool:
         """Whether some alternative may match; a person's `x$` matches a directory without its final slash."""
-        return expression.fullmatch(name) is not None or (
-            name[-1:] == "/" and expression.fullmatch(name[:-1]) is not None
-        )
+        return may_match(name) or (name[-1:] == "/" and may_match(name[:-1]))
 
 
 def _alternation(entries: Sequence[Entry]) -> re2._Regexp | None:

@@ -40,6 +40,12 @@ def compile_regex(expression: str, memory_bytes: int = REGEX_MEMORY_BYTES) -> re
         raise GlobError(f"not an RE2 expression: {detail.decode() if isinstance(detail, bytes) else detail}") from error
 
 
+def whole_match(expression: re2._Regexp) -> Callable[[str], bool]:
+    """Return whether all of a name matches, as a call. Asked of bytes: for text the wrapper counts characters, too."""
+    fullmatch = expression.fullmatch
+    return lambda name: fullmatch(name.encode()) is not None
+
+
 class Glob:
     """One alternative of a pattern. Immutable; `tokens` are whole literal segments that every match contains."""
 
@@ -53,7 +59,7 @@ class Glob:
         self.regex = regex
         self.text = text
         self.tokens = tokens
-        self._match: Callable[[str], object] | None = None
+        self._match: Callable[[str], bool] | None = None
 
     def matches(self, name: str) -> bool:
         """Return whether the normalised `name` (`D/` for the opening of a directory) is covered."""
@@ -68,10 +74,10 @@ class Glob:
         if self.kind == "relative":
             return name == "./" or _is_relative(name)
         if self._match is None:  # compiled on first need: most rules of a large policy are never tried
-            self._match = compile_regex(self.regex).fullmatch
-        if self._match(name) is not None:
+            self._match = whole_match(compile_regex(self.regex))
+        if self._match(name):
             return True
-        return self.kind == "person" and name[-1:] == "/" and not is_url(name) and self._match(name[:-1]) is not None
+        return self.kind == "person" and name[-1:] == "/" and not is_url(name) and self._match(name[:-1])
 
 
 def _is_relative(name: str) -> bool:
