@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import itertools
 import json
 import os
@@ -136,6 +137,8 @@ class Kernel:
         for directory in (boot["runtime"], boot["state"]):
             _write_whole(os.path.join(directory, "meta.json"), json.dumps(meta))
         self._watch_host()
+        gc.collect()
+        gc.freeze()  # a search through ten thousand rules for garbage stops every agent for 40 ms
         self._spawn_task(Heartbeat(self.agents, self.broker, ours=self._ours, record=self._warn).run())
 
     def _watch_host(self) -> None:
