@@ -71,8 +71,8 @@ class RecorderLink:
         self.pid = 0
         served = self._serving.done()
         while self._sock is not None and self._read():
-            pass  # its last words
-        self._hang_up()  # epoll reports a reset socket as an error, which uvloop keeps to itself
+            pass  # its last words, and its end: epoll reports a reset socket as an error, which uvloop keeps to itself
+        self._hang_up()
         if served and not self._stopping:
             self._spawn(self._restart(frame))
         return True

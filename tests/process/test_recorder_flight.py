@@ -94,6 +94,15 @@ def test_a_kernel_s_record_is_answered_while_it_runs_and_afterwards(home: Path, 
     asyncio.run(main())
 
 
+def test_a_record_that_nobody_asked_before_the_end_is_answered_after_it(home: Path, make: Make) -> None:
+    async def main() -> None:
+        recorder = make()
+        await one_run(recorder)
+        assert [event for event in await story(recorder) if event in RUN] == RUN
+
+    asyncio.run(main())
+
+
 def test_log_goes_through_the_kernel_and_keeps_the_order(home: Path, make: Make) -> None:
     async def main() -> None:
         recorder = make()

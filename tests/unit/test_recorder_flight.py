@@ -306,6 +306,26 @@ def test_after_a_failure_it_goes_on_when_it_can(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_after_a_failed_commit_the_file_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed sync nobody knows what is on disk: the connection is given up, and the lock with it."""
+
+    def refuse(*_: Any) -> int:
+        raise errors.RecorderUnavailable("disk I/O error")
+
+    async def main() -> None:
+        recorder = FlightRecorder("sqlite", tmp_path / "audit.db")
+        await recorder.log("x", "a", {})
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteStorage, "insert_many", refuse)
+            with pytest.raises(errors.RecorderUnavailable, match="I/O error"):
+                await recorder.log("x", "a", {})
+        SqliteStorage(tmp_path / "audit.db").close()
+        await recorder.log("x", "a", {})
+        assert len(await recorder.query()) == 2
+
+    asyncio.run(main())
+
+
 def test_a_full_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         recorder = FlightRecorder()

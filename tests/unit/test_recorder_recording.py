@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from records import RUN
 from world import PROJECT, wait_until
 
@@ -85,8 +87,9 @@ def test_who_waits_is_told_in_order_and_only_when_it_is_committed(tmp_path: Path
         assert desk.recording.durable_seq == 2
         desk.recording.when_durable(1, lambda ok: told.append((4, ok)))
         assert told[2:] == [(4, True)]
+        desk.sent.clear()
         desk.recording.reconnected()
-        assert desk.sent[-1] == wire.TailTo(3, True)
+        assert desk.sent == [wire.TailTo(3, True)]
 
     play(story, tmp_path)
 
@@ -337,6 +340,32 @@ def test_a_slow_recorder_is_given_time_and_a_hung_one_is_replaced(
         assert [one.data["pid"] for one in told] == [hung]
 
     work(story, tmp_path)
+
+
+def test_the_end_of_a_recorder_is_heard_from_the_zygote_where_the_loop_does_not_tell(tmp_path: Path) -> None:
+    """It ended before it read our Hello: epoll then reports an error on the socket, which uvloop keeps to itself."""
+
+    class DyingZygote(Zygote):
+        async def fork(self, _: str, params: dict[str, Any], descriptors: list[int]) -> int:
+            self.theirs = socket.socket(fileno=os.dup(descriptors[0]))
+            return os.getpid()
+
+    async def main() -> None:
+        office = Office(tmp_path / "run")
+        zygote = office.link._zygote = DyingZygote()  # type: ignore[assignment]
+        opening = asyncio.ensure_future(office.link.open())
+        await asyncio.sleep(0.05)
+        zygote.theirs.sendall(wire.encode(wire.Fault(0, "RecorderUnavailable", "no room at all", {})))
+        await asyncio.sleep(0.05)
+        zygote.theirs.close()
+        await asyncio.sleep(0.05)
+        office.link.on_died(wire.Died(os.getpid(), 70, 0))
+        with pytest.raises(RecorderUnavailable, match="no room at all"):
+            await asyncio.wait_for(opening, 5)
+        await office.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_stop_says_whether_everything_is_in_the_database(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_what_is_stored_already_is_passed_over(storage: Storage) -> None:
     ("batch", "what"),
     [
         ([event(7)], "events 4 to 6 are missing"),
+        ([event(5)], "events 4 to 4 are missing"),
         ([event(4), event(6)], "does not follow"),
         ([event(4), event(5, "another")], "does not follow"),
         ([event(3, data={"n": "forged"}), event(4)], "another event"),
@@ -115,6 +116,13 @@ def test_a_link_is_not_followed(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecorderUnavailable, match=name):
         SqliteStorage(tmp_path / "flight.db")
     assert (tmp_path / "elsewhere").read_bytes() == b""
+
+
+def test_a_reader_follows_no_link_either(tmp_path: Path) -> None:
+    SqliteStorage(tmp_path / "elsewhere").close()
+    (tmp_path / "flight.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RecorderUnavailable, match="CantOpen"):
+        SqliteStorage(tmp_path / "flight.db", read_only=True)
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

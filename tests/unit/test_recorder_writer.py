@@ -121,7 +121,9 @@ def test_what_is_acknowledged_is_in_the_database(run: RunOnDisk, kernel: Kernel)
 
 
 def test_at_the_end_of_the_stream_the_journal_is_brought_home(run: RunOnDisk, kernel: Kernel) -> None:
-    run.record(7)
+    kernel.announce(run.record(2), urgent=True)
+    kernel.wait_for(2)
+    run.record(5)  # of which it has not been told
     kernel.hang_up()
     assert kernel.error is None
     assert not (run.run_dir / "flight.db-wal").exists()  # checkpointed and closed: one file is the record
