@@ -24,7 +24,7 @@ ONE: Final = Line(
     floor="SIGSTOP by pidfd and waitid of one plain child", unit="ms", subject_limit=20.0,
 )  # fmt: skip
 MANY: Final = Line(
-    name="stop-many", what=f"STOP of {CROWD:,} idle agents (--quick: {CROWD_QUICK}) at once until all are confirmed",
+    name="stop-many", what=f"STOP of {CROWD:,} idle agents at once until all are confirmed (--quick: of {CROWD_QUICK}, scaled)",
     floor="SIGSTOP by pidfd and waitid of as many plain children", unit="ms", subject_limit=600.0, ratio_limit=60.0,
 )  # fmt: skip
 
@@ -47,7 +47,8 @@ def rounds_many(settings: Settings) -> Iterator[Round]:
     count = CROWD_QUICK if settings.quick else CROWD
     with kernel() as live, Beside("crowd", count, "small") as crowd:
         ids = live.spawn_many(agents.act_once_and_idle, count)
-        yield lambda: {MANY.name: Reading(_stop_all_ms(live, ids), crowd.ask(what="stop") / 1e6)}
+        scale = CROWD / count
+        yield lambda: {MANY.name: Reading(_stop_all_ms(live, ids) * scale, crowd.ask(what="stop") / 1e6 * scale)}
 
 
 def _stop_all_ms(live: Live, ids: list[str]) -> float:
