@@ -24,7 +24,7 @@ ONE: Final = Line(
     floor="SIGSTOP by pidfd and waitid of one plain child", unit="ms", subject_limit=20.0,
 )  # fmt: skip
 MANY: Final = Line(
-    name="stop-many", what=f"STOP of {CROWD:,} idle agents at once until all are confirmed (--quick: of {CROWD_QUICK}, scaled)",
+    name="stop-many", what=f"STOP of {CROWD:,} idle agents at once until confirmed (--quick: of {CROWD_QUICK}, scaled)",
     floor="SIGSTOP by pidfd and waitid of as many plain children", unit="ms", subject_limit=600.0, ratio_limit=60.0,
 )  # fmt: skip
 
