@@ -117,7 +117,8 @@ class AgentKernel:
     ) -> Any:
         """Spawn a child and return its result; raises what it failed with. Cancelled, it asks the child to end.
 
-        A child has its parent's context, which rules rely on; giving it another is NotPermitted.
+        Without `timeout` the child may take as long as this agent. It has this agent's context, which rules rely on;
+        giving it another is NotPermitted.
         """
         if context:
             raise NotPermitted("execute: the context of a child is its parent's; an agent cannot give another")

@@ -79,6 +79,7 @@ def _live(up_fd: int, down_fd: int, calls_fd: int) -> int:
     finally:
         if agent.is_first:
             _clean_up(agent)
+        channel.flush()
 
 
 def _receive_start(incoming: Iterator[Any]) -> wire.Start:
@@ -158,7 +159,6 @@ def _clean_up(agent: AgentProcess) -> None:
         agent.cleanup()
     except BaseException:  # it is the user's code; the result is told already
         _complain(traceback.format_exc())
-    agent.channel.flush()
 
 
 def _complain(text: str) -> None:

@@ -371,13 +371,17 @@ def storm(rounds: int, seed: int) -> dict[str, Any]:
     thread = threading.Thread(target=beside)
     thread.start()
     signal.signal(signal.SIGALRM, handler)
+
+    def ask(number: int) -> None:
+        with contextlib.suppress(Boom):
+            arm()
+            wrong.extend(wrong_answers(f"main/{number}{'x' * dice.choice((0, 0, 6000))}", 1))
+        while seen["alarms"] < seen["armed"]:
+            time.sleep(0.0001)
+
     for number in range(rounds):
         with contextlib.suppress(Boom):  # of the alarm that the handler set, on the way out of the first
-            with contextlib.suppress(Boom):
-                arm()
-                wrong.extend(wrong_answers(f"main/{number}{'x' * dice.choice((0, 0, 6000))}", 1))
-            while seen["alarms"] < seen["armed"]:
-                time.sleep(0.0001)
+            ask(number)
     done = True
     thread.join(5)
     return {**seen, "wrong": wrong, "beside lives": thread.is_alive(), "after": act("after/0")}
@@ -404,17 +408,17 @@ def test_a_large_frame_is_whole_when_a_handler_raises_in_the_middle_of_it() -> N
         cut = 0
         for number in range(20):
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0003 + number**2 / 20_000)
-                agentos.save_state("x" * 2_000_000)
+                signal.setitimer(signal.ITIMER_REAL, 0.0003 + number**2 / 100_000)
+                agentos.save_state("x" * 300_000)
                 signal.pause()
             except Boom:
                 cut += 1
-        agentos.save_state("x" * 2_000_000)
+        agentos.save_state("x" * 300_000)
         return cut
 
     with agent(function, pipe_bytes=PAGE) as one:
         assert one.result() == 20
-        assert {len(call.params["value"]) for call in one.of(wire.Call)} == {2_000_005}
+        assert {len(call.params["value"]) for call in one.of(wire.Call)} == {300_005}
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------
@@ -482,6 +486,23 @@ def test_frames_of_forked_processes_are_not_mixed() -> None:
     with agent(function, pipe_bytes=PAGE) as one:
         assert one.result() == [0, 0, 0]
         assert len(one.of(wire.Act)) == 15
+
+
+def test_a_child_that_ends_finishes_the_frame_that_its_thread_is_writing() -> None:
+    def function() -> str:
+        for number in range(20):
+            pid = os.fork()
+            if pid == 0:
+                write = lambda: agentos.act("write", "large/0", text="x" * 200_000)
+                threading.Thread(target=write, daemon=True).start()
+                time.sleep(number / 4000)
+                return "child"
+            os.waitpid(pid, 0)
+        return act("parent/0")
+
+    with agent(function, judge=by_name, pipe_bytes=PAGE) as one:
+        assert one.result() == "allow"
+        assert {len(question.claims["text"]) for question in one.of(wire.Act)[:-1]} <= {200_000}
 
 
 def test_a_child_that_outlives_its_parent_is_still_decided(tmp_path: Path) -> None:
