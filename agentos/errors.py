@@ -80,7 +80,9 @@ class UnknownAgent(CallerError):
 
 class UnknownSignal(CallerError):
     def __init__(self, signal: object, known: Sequence[str]) -> None:
-        super().__init__(f"unknown signal {signal!r}{nearest(str(signal).upper(), known)}; known: {', '.join(known)}")
+        bare = [name.removeprefix("SIG") for name in known]  # whose common beginning is like everything
+        hint = nearest(str(signal).upper().removeprefix("SIG"), bare)
+        super().__init__(f"unknown signal {signal!r}{hint}; known: {', '.join(known)}")
         self.signal = signal
 
 

@@ -140,15 +140,19 @@ def locate(run_id: str, *, runtime: Path | None = None, state: Path | None = Non
 
 def live_runs() -> Iterator[Run]:
     """Yield the runs whose kernel is alive, oldest first (run ids are time-ordered)."""
-    root = runtime_dir() / "runs"
-    for name in sorted(os.listdir(root)) if root.is_dir() else ():
-        run = locate(name)
+    for run in _runs_in(runtime_dir()):
         if run.alive():
             yield run
 
 
 def recorded_runs() -> Iterator[Run]:
     """Yield every run that left a record, oldest first, alive or not."""
-    root = state_dir() / "runs"
+    yield from _runs_in(state_dir())
+
+
+def _runs_in(place: Path) -> Iterator[Run]:
+    """Yield what has a directory below `place`; whatever else somebody put there is none of ours."""
+    root = place / "runs"
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
-        yield locate(name)
+        if (root / name).is_dir():
+            yield locate(name)

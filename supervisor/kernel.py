@@ -188,8 +188,8 @@ class Kernel:
             self._spawn_task(self.shut_down("last agent ended"))
 
     def _on_host_gone(self) -> None:
-        """Attached: nobody is left to answer for the agents. They end now."""
-        if self.attached:
+        """Attached: nobody is left to answer for the agents. They end now. Detached, only a kernel without any does."""
+        if self.attached or not self.agents.living():
             self._spawn_task(self.shut_down("host program gone"))
 
     def _on_died(self, frame: wire.Died) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import select
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from agentos import wire
@@ -26,27 +26,38 @@ from agentos.signals import AgentSignal, describe_exit
 
 DENIALS_SHOWN_A_SECOND: Final = 5  # a person reads no more; the record has them all
 DENIALS_REMEMBERED: Final = 1000
+STUCK_LIMIT_MS: Final = 2_000  # how long a reader may read nothing when we are wanted gone and the agent is
 END_LIMIT_S: Final = 15.0  # how long the record may take to be closed after the agent's end
 EXIT_TIMEOUT: Final = 124
 EXIT_POLICY: Final = 4
 EXIT_UNKNOWN: Final = 125
 EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, as any other program in a pipeline
 EXIT_CANNOT_WRITE: Final = 125
+STDIN: Final = 0  # open, if only to /dev/null, since this program started
 STREAM_NAMES: Final = {1: "stdout", 2: "stderr"}
 
 
-def attend(started: Started, agent_id: str, *, is_python: bool, grace_s: float) -> int:
-    """Stay with the agent until it is gone and return the exit code."""
+def start_agent(started: Started, params: dict[str, Any], descriptors: Sequence[int]) -> str:
+    """Start the agent, say what its level does not hold, and return its id. Raises what hindered it."""
+    agent = started.link.call("start", params, descriptors)
+    for note in agent.get("notes", ()):
+        say(str(note))
+    return str(agent["id"])
+
+
+def attend(started: Started, params: dict[str, Any], *, grace_s: float) -> int:
+    """Start the agent, stay with it until it is gone, end its run and return the exit code."""
     with Keys() as keys:
-        session = Session(started, agent_id, keys, grace_s=grace_s)
         try:
+            agent_id = start_agent(started, params, [STDIN])
+            keys.there_is_somebody()
+            session = Session(started, agent_id, keys, grace_s=grace_s)
             row = session.run()
+            code = _ending(row)
+            if params["kind"] == "python" and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
+                code = EXIT_POLICY
         finally:
-            session.close()
-        code = _ending(row)
-        if is_python and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
-            code = EXIT_POLICY
-        close_run(started)
+            close_run(started)
     _explain_denials(row)
     return session.unread or code
 
@@ -65,6 +76,7 @@ class Session:
         self._clock = SystemClock()
         self._on_reply: dict[int, Callable[[Any], None]] = {}
         self._pausing = False
+        self._wanted_gone = False
         self._last_row: dict[str, Any] | None = None
         self.unread = 0  # the exit code that says that our reader left before the agent ended
 
@@ -73,6 +85,12 @@ class Session:
 
         Raises KernelUnavailable when the kernel went first, after showing what there is of the output.
         """
+        try:
+            return self._run()
+        finally:
+            self._conversation.close()
+
+    def _run(self) -> dict[str, Any]:
         self._call("follow", {}, lambda _: None)
         self._call("inspect", {}, self._look)  # after follow: no end can slip between
         lost: KernelUnavailable | None = None
@@ -87,9 +105,6 @@ class Session:
         assert self._last_row is not None
         return self._last_row
 
-    def close(self) -> None:
-        self._conversation.close()
-
     def _turn(self, writing: int | None, *, listening: bool) -> None:
         """Wait for whatever comes first and deal with it. `writing` is where the next piece of output goes."""
         poll = select.poll()
@@ -98,7 +113,10 @@ class Session:
             poll.register(self._conversation.fileno(), select.POLLIN)
         if writing is not None:
             poll.register(writing, select.POLLOUT)
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        hurried = self._wanted_gone and self._phase is Phase.OVER
+        ready = {descriptor for descriptor, _ in poll.poll(STUCK_LIMIT_MS if hurried else None)}
+        if not ready:
+            self._leave()
         if self._keys.fileno() in ready:
             for press in self._keys.pressed():
                 self._obey(press)
@@ -127,6 +145,7 @@ class Session:
     # --- keys ------------------------------------------------------------------------------------------------------
 
     def _obey(self, press: Press) -> None:
+        self._wanted_gone = self._wanted_gone or press is Press.HANGUP
         self._phase, order = DECISIONS[self._phase, press]
         if order is Order.STOP:
             if press is Press.INTERRUPT:
@@ -141,8 +160,12 @@ class Session:
         elif order is Order.PAUSE_US:
             self._keys.sleep()
         elif order is Order.LEAVE:
-            for descriptor in (1, 2):
-                self._outflow.close(descriptor)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Pass over what nobody reads."""
+        for descriptor in (1, 2):
+            self._outflow.close(descriptor)
 
     def _answer_key(self, text: str) -> None:
         """Say `text` on a line of its own: the terminal has just shown ^C."""
@@ -250,7 +273,8 @@ def _was_refused(started: Started, row: dict[str, Any]) -> bool:
 
 def close_run(started: Started) -> None:
     """End the kernel and wait for it: when we return, the record is closed and `agentos audit` shows all of it."""
-    with contextlib.suppress(KernelUnavailable):
+    with contextlib.suppress(KernelUnavailable, TimeoutError):
+        started.link.socket.settimeout(END_LIMIT_S)
         started.link.call("shutdown")
     started.link.close()
     try:

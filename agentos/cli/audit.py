@@ -58,7 +58,8 @@ class NoSuchEvent(CallerError):
     type=click.Choice(SEVERITIES),
     default="info",
     show_default=True,
-    help="This severity and worse; debug shows what every program reads, too.",
+    metavar="WORD",
+    help="This severity and worse: debug (what every program reads, too), info, warning, error or critical.",
 )
 @click.option("--json", "as_json", is_flag=True, help="JSON Lines.")
 @click.argument("words", nargs=-1, metavar="[TARGET | show EVENT_ID]")

@@ -62,19 +62,25 @@ _PRESSES: Final = {
 
 
 class Keys:
-    """Signals as readable bytes, for the time of a with block. What was ignored (nohup) stays ignored."""
+    """Signals as readable bytes, for the time of a with block. What was ignored (nohup) stays ignored.
+
+    Before there is an agent, nobody can be asked to end: whoever wants us gone then raises KeyboardInterrupt. A pause
+    that early is kept until there is somebody to pause.
+    """
+
+    _somebody = False
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
         self._before = {
-            number: posix.signal(number, lambda *_: None)
+            number: posix.signal(number, self._on_signal)
             for number in _PRESSES
             if posix.getsignal(number) is not posix.SIG_IGN
         }
-        self._wakeup_before = posix.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._ours = terminal_modes()
+        self._wakeup_before = posix.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,6 +90,14 @@ class Keys:
             posix.signal(number, handler)
         os.close(self._reader)
         os.close(self._writer)
+
+    def there_is_somebody(self) -> None:
+        """From now on every press is read from here."""
+        self._somebody = True
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if not self._somebody and _PRESSES[posix.Signals(number)] is not Press.SUSPEND:
+            raise KeyboardInterrupt
 
     def fileno(self) -> int:
         return self._reader

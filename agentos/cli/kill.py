@@ -114,6 +114,10 @@ def chosen(targets: tuple[str, ...], everyone: bool) -> tuple[list[Agent], list[
     if everyone:
         return [agent for agent in agents if agent.living], []
     found, unknown = resolve_all(targets, agents)
+    if any(not error.matches for error in unknown):
+        from agentos.cli.past import find_agents  # noqa: PLC0415  # opens records: only for who is not among the living
+
+        found, unknown = find_agents(targets)
     return found, list(unknown)
 
 

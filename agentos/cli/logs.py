@@ -181,7 +181,11 @@ def _show_present(
         whole = lines or Lines()
         wanted = (entry for entry in whole.feed(entries) if not only_stderr or _is_stderr(entry))
         kept = deque(wanted, maxlen=last)
-        unfinished = [] if lines else [_without_newline(record) for record in whole.flush()]
+        unfinished = [
+            _without_newline(record)
+            for record in (() if lines else whole.flush())
+            if not only_stderr or _is_stderr(record)
+        ]
         printer.show([*kept, *unfinished][-last:] if last else [])
         return
     printer.show(entries if lines is None else lines.feed(entries))

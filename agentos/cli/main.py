@@ -16,11 +16,12 @@ from typing import Any, Final, NamedTuple, NoReturn
 import click
 
 from agentos import __version__
-from agentos.cli.output import ensure_standard_streams, say, take_launcher
+from agentos.cli.output import ensure_standard_streams, say, take_launcher, terminal_width
 from agentos.errors import AgentosError, nearest
 
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, as any other program in a pipeline
+HELP_COLUMNS_MAX: Final = 80  # longer lines are hard to read
 EXIT_OWN: Final = 125
 
 
@@ -54,6 +55,9 @@ class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for: click itself is most of what `ps` may cost."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        columns = terminal_width()
+        if columns is not None:
+            ctx.terminal_width = min(columns, HELP_COLUMNS_MAX)  # click alone would not go below fifty
         return super().parse_args(ctx, [*args[1:2], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # click's signature
@@ -86,12 +90,21 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="As the verb."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and exit.",
 )
 def cli() -> None:
     """Run AI agents as supervised processes: every action decided and on record before it takes effect.
 
     TARGET is an agent's name, id, unique beginning of an id, or a quoted glob such as 'worker-*'.
+
+    Exit codes: of `run`, when attached, the agent's own, or 128+n when signal n ended it. Otherwise 2 asked wrongly,
+    3 no such agent, 4 ended by policy, 5 not permitted, 6 still alive, 124 time-out, 125 agentos' own trouble,
+    126 cannot run it, 127 not found.
     """
 
 

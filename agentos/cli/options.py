@@ -31,6 +31,14 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_age(text: str) -> float:
+    """Return the seconds of a duration whose unit is said: `--older-than 5` must not take five seconds for five days."""
+    seconds = parse_duration(text)
+    if not text.strip()[-1:].isalpha():
+        raise BadRequest(f"{text!r} needs a unit: {text}d, {text}h or {text}m")
+    return seconds
+
+
 def parse_operation(word: str) -> str:
     """Return `word` when it is an operation or a sub-operation of one. Raises BadRequest naming the nearest."""
     if base_operation(word) not in OPERATIONS:
@@ -86,6 +94,13 @@ class Duration(_Parsed):
 
     def parse(self, text: str) -> float:
         return parse_duration(text)
+
+
+class Age(_Parsed):
+    name = "duration"
+
+    def parse(self, text: str) -> float:
+        return parse_age(text)
 
 
 class Rule(_Parsed):

@@ -1,11 +1,13 @@
 """`agentos prune`: the only verb that removes what was recorded, and only of runs that are over.
 
-A run is over when nobody holds its lock; its age is that of the last thing written for it. Whole runs go, never parts
-of one: a record is complete or gone.
+A run is over when nobody holds its lock, nor writes its record (a kernel's own lock may lie in a runtime directory that
+this terminal does not know); its age is that of the last thing written for it. Whole runs go, never parts of one: a
+record is complete or gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,14 +15,14 @@ from pathlib import Path
 
 import click
 
-from agentos.cli.options import Duration
-from agentos.cli.output import print_json
+from agentos.cli.options import Age
+from agentos.cli.output import print_json, say
 from agentos.clock import SystemClock, rfc3339
 from agentos.runs import Run, locate, recorded_runs, runtime_dir
 
 
 @click.command()
-@click.option("--older-than", "age_s", type=Duration(), required=True, metavar="DURATION", help="For example 90d.")
+@click.option("--older-than", "age_s", type=Age(), required=True, metavar="DURATION", help="For example 90d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
@@ -28,10 +30,10 @@ def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
     before_ns = SystemClock().wall_ns() - int(age_s * 1_000_000_000)
     removed = []
     for run in list(recorded_runs()):
-        if run.alive():
+        if not run.state.is_dir() or run.state.is_symlink() or run.alive():
             continue
         last_ns, size = _last_written(run.state)
-        if last_ns >= before_ns:
+        if last_ns >= before_ns or _is_written(run):
             continue
         if not dry_run:
             shutil.rmtree(run.state)
@@ -44,7 +46,24 @@ def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
         _sweep_leftovers(before_ns)
     if as_json:
         print_json(removed)
+    elif not removed:
+        say("nothing is that old")
     return 0
+
+
+def _is_written(run: Run) -> bool:
+    """Whether a recorder holds the record open for writing."""
+    try:
+        descriptor = os.open(f"{os.path.realpath(run.database)}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _last_written(root: Path) -> tuple[int, int]:
@@ -68,5 +87,5 @@ def _dead_runtimes() -> Iterator[Run]:
     root = runtime_dir() / "runs"
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
         run = locate(name)
-        if not run.alive():
+        if run.runtime.is_dir() and not run.alive():
             yield run

@@ -16,10 +16,9 @@ import click
 
 from agentos.cli import attached
 from agentos.cli.options import Duration, Level, Operations, Pair, Rule
-from agentos.cli.output import say
 from agentos.cli.what import natural_name, what_to_run
 from agentos.client import launch
-from agentos.errors import BadRequest, HostError, LevelUnavailable, PolicyLoadError, nearest
+from agentos.errors import AgentosError, BadRequest, HostError, LevelUnavailable, PolicyLoadError, nearest
 from agentos.policies import BUILTINS, EffectivePolicy, Policy
 from agentos.runs import state_dir
 from agentos.supervisor.policy_source import parse_rule
@@ -27,7 +26,6 @@ from agentos.supervisor.policy_source import parse_rule
 NAME_CHARS_MAX: Final = 128
 DEFAULT_GRACE_S: Final = 10.0  # as docker and podman: people know it
 ROOM_BYTES_MIN: Final = 1024 * 1024  # an empty record and its journal take a third of it
-STDIN: Final = 0  # open, if only to /dev/null, since this program started
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"  # execvp(3) without PATH, plus what distributions add
 
 _HOOKS_ONLY: Final = "this version mediates Python agents by audit hooks (level 'hooks'); pass --require hooks or none"
@@ -123,23 +121,21 @@ def run(**options: Any) -> int:
         attached=not wishes.detach,
         debug=bool(os.environ.get("AGENTOS_DEBUG")),
     )
-    detached = False
+    if wishes.detach:
+        return _detach(started, plan.params)
+    return attached.attend(started, plan.params, grace_s=wishes.grace_s)
+
+
+def _detach(started: launch.Started, params: dict[str, Any]) -> int:
     try:
-        agent = started.link.call("start", plan.params, () if wishes.detach else [STDIN])
-        for note in agent.get("notes", ()):
-            say(str(note))
-        if not wishes.detach:
-            is_python = plan.params["kind"] == "python"
-            return attached.attend(started, str(agent["id"]), is_python=is_python, grace_s=wishes.grace_s)
+        agent_id = attached.start_agent(started, params, ())
         started.link.call("detach")
-        detached = True
-        print(agent["id"])
-    finally:
-        if detached:
-            started.link.close()
-            started.guard.returncode = 0  # it is not ours to wait for any more
-        else:
-            attached.close_run(started)
+    except AgentosError:
+        attached.close_run(started)
+        raise
+    started.link.close()
+    started.guard.returncode = 0  # it is not ours to wait for any more
+    print(agent_id)
     return 0
 
 
@@ -207,6 +203,8 @@ def _policy(word: str) -> Choice:
     if not path.exists():
         siblings = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise BadRequest(f"--policy {word}: no such file{nearest(path.name, siblings)}")
+    if not path.is_file():
+        raise BadRequest(f"--policy {word} is no regular file; a policy is read more than once")
     loaded = Policy.from_yaml(path)  # by path: its complaints then name file, line and column
     return Choice(loaded, path.stem, path.read_text(encoding="utf-8"), (str(path.resolve()),))
 

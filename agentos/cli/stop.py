@@ -40,6 +40,9 @@ def stop(grace_s: float | None, everyone: bool, quiet: bool, as_json: bool, targ
         say(str(problem))
     code = max((problem.exit_code for problem in problems), default=0)
     done = [_row(agent, agent.row) for agent in agents if not agent.living]
+    for agent in agents:
+        if not (agent.living or quiet or as_json):
+            say_done(agent, f"had ended, {agent.ending}")
     requests = [Request(agent, "stop", {"id": agent.id, "grace_s": grace_s}) for agent in agents if agent.living]
     patience_s = (GRACE_S_WHEN_UNSAID if grace_s is None else grace_s) + ANSWER_TIMEOUT_S
     for request, answer in gather(requests, patience_s):

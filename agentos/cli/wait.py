@@ -12,7 +12,7 @@ from agentos.cli.options import Duration
 from agentos.cli.output import say
 from agentos.cli.past import find_agents
 from agentos.cli.targets import Agent
-from agentos.errors import AgentosError
+from agentos.errors import AgentosError, AgentTimeoutError
 from agentos.signals import describe_exit
 
 
@@ -21,7 +21,14 @@ from agentos.signals import describe_exit
     "--timeout", "timeout_s", type=Duration(), metavar="DURATION", help="Give up after this, with exit code 124."
 )
 @click.option("--any", "first_only", is_flag=True, help="Return when the first of them is there.")
-@click.option("--state", type=click.Choice(["exited", "stopped", "running"]), default="exited", show_default=True)
+@click.option(
+    "--state",
+    type=click.Choice(["exited", "stopped", "running"]),
+    default="exited",
+    show_default=True,
+    metavar="STATE",
+    help="What to wait for: exited, stopped or running.",
+)
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
 def wait(timeout_s: float | None, first_only: bool, state: str, targets: tuple[str, ...]) -> int:
     """Wait until agents ended and print how; exit with the code of the one, or the worst (128+n for a signal)."""
@@ -46,6 +53,9 @@ def wait(timeout_s: float | None, first_only: bool, state: str, targets: tuple[s
 
 def _report(agent: Agent, answer: Any, wanted: str) -> int:
     """Print how one wait ended and return its exit code."""
+    if isinstance(answer, AgentTimeoutError):
+        say(f"{agent.label}: not {wanted} within {answer.timeout_s:g}s")
+        return answer.exit_code
     if isinstance(answer, AgentosError):
         say(f"{agent.label}: {answer}")
         return answer.exit_code

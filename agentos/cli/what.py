@@ -90,8 +90,8 @@ def _check_file(word: str, path: str) -> None:
     if not os.path.exists(path):
         folder, name = os.path.split(path)
         raise ProgramNotFound(word, f"no such file{nearest(name, _programs([folder]))}")
-    if os.path.isdir(path):
-        raise ProgramNotRunnable(word, "it is a directory")
+    if not os.path.isfile(path):
+        raise ProgramNotRunnable(word, "it is a directory" if os.path.isdir(path) else "it is no regular file")
     if not os.access(path, os.X_OK):
         hint = _how_to_run_python(word) if word.endswith(".py") else f"chmod +x {path}"
         raise ProgramNotRunnable(word, f"it is not executable; {hint}")

@@ -43,7 +43,7 @@ BAD_INPUT = [
     (["--nope"], 2, "--nope"),
     (["kill"], 2, "TARGET"),
     (["kill", "-a", "x"], 2, "not both"),
-    (["kill", "-STOPP", "x"], 2, "did you mean 'SIGSTOP'"),
+    (["kill", "-STOPP", "x"], 2, "did you mean 'STOP'"),
     (["kill", "-s", "HUP", "x"], 2, "unknown signal 'HUP'"),
     (["kill", "-STOP", "nobody"], 3, "no agent 'nobody'"),
     (["stop", "nobody", "else"], 3, "no agent 'else'"),
