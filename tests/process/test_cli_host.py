@@ -1,0 +1,157 @@
+"""A machine that cannot do what is needed: the thing, the place and the way out are said, and nothing is started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import PROGRAM, UNMEDIATED, CommandLine
+
+RUN = ("run", *UNMEDIATED, "--", "true")
+
+
+@pytest.fixture
+def agentos(tmp_path: Path) -> Iterator[CommandLine]:
+    world = CommandLine(tmp_path)
+    yield world
+    world.close()
+
+
+def refused(agentos: CommandLine, *words: str, **env: str) -> str:
+    """Return what is said, on one line, by a verb that cannot do its work."""
+    done = agentos(*words, code=125, **env)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert agentos.nothing_started()
+    return line.removeprefix("agentos: ")
+
+
+BOTH = ["AGENTOS_RUNTIME_DIR", "AGENTOS_STATE_DIR"]
+
+
+@pytest.mark.parametrize("variable", BOTH)
+def test_a_directory_that_cannot_be_made(agentos: CommandLine, variable: str) -> None:
+    blocked = agentos.place / "a file"
+    blocked.touch()
+    told = refused(agentos, *RUN, **{variable: str(blocked / "x")})
+    assert told == f"{blocked}/x: Not a directory; set {variable} to a directory of your own"
+    assert str(blocked) in refused(agentos, *RUN, **{variable: str(blocked)})
+    assert variable in refused(agentos, *RUN, **{variable: "/proc/nowhere"})
+
+
+@pytest.mark.parametrize("variable", BOTH)
+def test_a_directory_of_somebody_else(agentos: CommandLine, variable: str) -> None:
+    """For root somebody else is uid 65534; for that user, as for any other, it is root."""
+    theirs = agentos.place / "theirs"
+    theirs.mkdir()
+    if os.getuid() == 0:
+        os.chown(theirs, 65534, 65534)
+    else:
+        theirs = Path("/usr")
+    for words in (RUN, ("ps", "-a"), ("kill", "-STOP", "x")) if variable == BOTH[0] else (RUN, ("ps", "-a")):
+        told = refused(agentos, *words, **{variable: str(theirs)})
+        assert told == (
+            f"{theirs} must be a directory owned by uid {os.getuid()}; set {variable} to a directory of your own, "
+            "or remove it"
+        )
+    link = agentos.place / "link"
+    link.symlink_to(agentos.work)
+    assert "must be a directory" in refused(agentos, *RUN, **{variable: str(link)}), "a link may lead anywhere tomorrow"
+
+
+@pytest.mark.parametrize("variable", BOTH)
+def test_a_directory_for_other_things_is_not_closed_to_others(agentos: CommandLine, variable: str) -> None:
+    shared = agentos.place / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    (shared / "a thing of somebody").touch()
+    assert "is open to others and holds other things" in refused(agentos, *RUN, **{variable: str(shared)})
+    assert shared.stat().st_mode & 0o777 == 0o755
+    (shared / "a thing of somebody").unlink()
+    agentos(*RUN, **{variable: str(shared)})
+    assert shared.stat().st_mode & 0o777 == 0o700
+
+
+def test_relative_directories_mean_the_same_to_everybody(agentos: CommandLine) -> None:
+    where = {"AGENTOS_RUNTIME_DIR": "r", "AGENTOS_STATE_DIR": "s"}
+    agentos(*RUN, **where)
+    assert sorted(path.name for path in agentos.work.iterdir()) == ["r", "s"]
+    assert " true " in agentos.out("ps", "-a", **where)
+
+
+def without(agentos: CommandLine, *names: str, **env: str) -> dict[str, str]:
+    return {key: value for key, value in agentos.env.items() if key not in names} | env
+
+
+def test_homeless_it_keeps_its_record_beside_its_socket(agentos: CommandLine) -> None:
+    for home in ({}, {"HOME": ""}, {"HOME": "/nonexistent"}):
+        env = without(agentos, "HOME", "AGENTOS_STATE_DIR", **home)
+        done = subprocess.run([*PROGRAM, *RUN], cwd=agentos.work, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert len(list((agentos.runtime / "state" / "runs").iterdir())) == 3
+
+
+def test_a_new_user_has_everything_at_home(agentos: CommandLine) -> None:
+    env = without(agentos, *BOTH, "LANG", "PYTHONPATH", TMPDIR=str(agentos.place), PYTHONPATH=agentos.env["PYTHONPATH"])
+    done = subprocess.run([*PROGRAM, *RUN], cwd=agentos.work, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    state = agentos.home / ".local/state/agentos"
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert len(list((state / "runs").iterdir())) == 1
+    assert (agentos.place / f"agentos-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def on_a_small_disk(agentos: CommandLine, size: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with the state directory on a file system of `size`, in a mount namespace that ends with it."""
+    agentos.state.mkdir(mode=0o700)
+    mounted = f"mount -t tmpfs -o size={size},mode=0700 none {agentos.state} || exit 99\n"
+    script = f'agentos() {{ {shlex.join(PROGRAM)} "$@"; }}\n{mounted}{script}'
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "/bin/bash", "-c", script],
+        cwd=agentos.work, env=agentos.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_found_before_anything_starts(agentos: CommandLine) -> None:
+    done = on_a_small_disk(
+        agentos, "512k", "agentos run --require none -- true; code=$?; ls -A $AGENTOS_STATE_DIR; exit $code"
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == (
+        f"agentos: {agentos.state} has 512 KiB left, too little for a record; make room, or set AGENTOS_STATE_DIR\n"
+    )
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_output_and_says_so(agentos: CommandLine) -> None:
+    """What is dropped is counted to the byte and not told in a hundred lines; the agent is not held up."""
+    size = 4_000_000
+    printing = f"yes | head -c {size}; exit 3"
+    done = on_a_small_disk(agentos, "3m", f"agentos run --require none -- sh -c '{printing}'; echo code $?")
+    printed, code = done.stdout.rsplit("code ", 1)
+    assert code == "3\n", done.stderr
+    told = [line for line in done.stderr.splitlines() if "bytes dropped: disk" in line]
+    dropped = sum(int(line.split()[2]) for line in told)
+    assert len(printed) < size
+    assert dropped > 0
+    assert len(printed) + dropped <= size, "never more than there was"
+
+
+def test_a_directory_that_is_gone(agentos: CommandLine) -> None:
+    script = f"mkdir gone; cd gone; rmdir ../gone; {' '.join(PROGRAM)} run --require none -- true"
+    done = agentos.shell(script, code=2)
+    assert done.stderr == "agentos: the current directory does not exist any more; cd to one that does\n"
+    assert agentos.nothing_started()
+
+
+def test_what_only_execve_can_refuse_leaves_no_process_and_no_socket(agentos: CommandLine) -> None:
+    (agentos.work / "garbage").write_bytes(b"\x00\x01\x02\x03garbage")
+    (agentos.work / "garbage").chmod(0o755)
+    told = agentos("run", *UNMEDIATED, "--", "./garbage", code=126).stderr
+    assert "cannot run './garbage': Exec format error" in told
+    assert list((agentos.runtime / "runs").iterdir()) == []
+    (started,) = agentos.events("--type", "agent_starting")
+    assert started["data"]["command"] == ["./garbage"], "it was tried, and that is on record"
