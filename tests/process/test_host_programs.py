@@ -171,8 +171,9 @@ async def main():
         kernel.execute(long_running_agent, 100)
     )
 
-    # Pause after a while
-    await asyncio.sleep(0.8)
+    # Pause after it began
+    while not kernel.current_agent_id:
+        await asyncio.sleep(0.05)
     await kernel.send_signal(kernel.current_agent_id, AgentSignal.SIGSTOP)
     print("Agent paused", kernel.get_agent_status(kernel.current_agent_id).state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import inspect
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ from agentos.agent import entry
 from agentos.values import pack_value, unpack_value
 
 LIMIT_S = 20.0
-Judge = Callable[[wire.Act], "wire.Verdict | bytes | None"]
+Judge = Callable[..., "wire.Verdict | bytes | None"]  # takes the Act, and the Agent if it wants it
 
 
 def verdict(act: wire.Act, effect: str = "allow", **fields: Any) -> wire.Verdict:
@@ -42,7 +43,8 @@ def refuse(*words: str) -> Judge:
 class Agent:
     """One agent under test. Frames arrive in `seen`; every Act is answered by `judge`, every Call by `on_call`.
 
-    What a judge returns is written as it is, None is no answer; `log` takes the agent's output.
+    Both take the frame, and this object if they have a second parameter: they may be called before the test has it.
+    What they return is written as it is, None is no answer. `log` takes the agent's output.
     """
 
     def __init__(
@@ -53,14 +55,14 @@ class Agent:
         level: str = "none",
         sys_path: list[str] | None = None,
         env: dict[str, str] | None = None,
-        on_call: Callable[[wire.Call], Any] | None = None,
+        on_call: Callable[..., Any] | None = None,
         log: Path | None = None,
         pipe_bytes: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.seen: list[Any] = []
-        self.judge = judge
-        self.on_call = on_call or (lambda call: wire.Reply(call.id, None))
+        self.judge = self._with_us(judge)
+        self.on_call = self._with_us(on_call or (lambda call: wire.Reply(call.id, None)))
         (self.up, up), (down, self.down), (calls, self.calls) = os.pipe(), os.pipe(), os.pipe()
         for descriptor in (up, down, calls):
             if pipe_bytes is not None:
@@ -94,6 +96,11 @@ class Agent:
             atexit._clear()
         finally:
             entry.main(*channel)
+
+    def _with_us(self, callback: Callable[..., Any]) -> Callable[[Any], Any]:
+        if len(inspect.signature(callback).parameters) == 1:
+            return callback
+        return lambda frame: callback(frame, self)
 
     def tell(self, frame: Any) -> None:
         self._write(self.calls, wire.encode(frame))

@@ -17,7 +17,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from agent_world import agent, allow_all
+from agent_world import Agent, agent, allow_all
 
 import agentos
 from agentos import AgentFailed, AgentSignal, KernelSpace, errors, wire
@@ -231,7 +231,7 @@ def test_execute_is_spawn_and_wait_and_raises_the_one_failure_itself() -> None:
             results.append(str(error))
         return results
 
-    def kernel(call: wire.Call) -> Any:
+    def kernel(call: wire.Call, one: Agent) -> Any:
         if call.method == "wait_all" and len(one.of(wire.Call)) > 2:
             return to_fault(call.id, SeveralFailed([AgentFailed("it failed", agent_id="child-1")]))
         return answers(call)
@@ -286,7 +286,7 @@ def test_a_child_whose_start_nobody_waits_for_any_more_is_asked_to_end(loop_live
             return None
         return answers(call)
 
-    def judge(act: wire.Act) -> Any:
+    def judge(act: wire.Act, one: Agent) -> Any:
         one.tell(answers(spawned[0]))
         return allow_all(act)
 
@@ -403,7 +403,7 @@ def test_waiting_holds_neither_the_loop_nor_other_calls() -> None:
             return None
         return answers(call)
 
-    def judge(act: wire.Act) -> Any:
+    def judge(act: wire.Act, one: Agent) -> Any:
         if act.resource == "release":
             one.tell(answers(slow[0]))
         return allow_all(act)
@@ -486,7 +486,7 @@ def test_when_the_kernel_goes_every_call_ends_and_the_next_says_so() -> None:
                 said.append(str(error))
         agentos.act("read", " | ".join(said))
 
-    def kernel(call: wire.Call) -> None:
+    def kernel(call: wire.Call, one: Agent) -> None:
         if call.params["ids"] == ["2"]:
             one.close_calls()
 
@@ -504,7 +504,7 @@ def test_what_is_no_answer_ends_all_calls(frame: bytes) -> None:
             return str(error)
         return "answered"
 
-    def kernel(call: wire.Call) -> None:
+    def kernel(call: wire.Call, one: Agent) -> None:
         os.write(one.calls, frame)
 
     with agent(function, on_call=kernel) as one:
@@ -515,7 +515,7 @@ def test_answers_to_nobody_are_dropped() -> None:
     async def function() -> list[Any]:
         return await KernelSpace().wait_all(["x"])  # type: ignore[no-any-return]
 
-    def kernel(call: wire.Call) -> Any:
+    def kernel(call: wire.Call, one: Agent) -> Any:
         one.tell(wire.Reply(call.id + 100, "stranger"))
         one.tell(wire.Fault(call.id - 100, "AgentFailed", "stranger", {}))
         one.tell(answers(call))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_world import agent, verdict
+from agent_world import Agent, agent, verdict
 
 import agentos
 from agentos import PolicyViolationError, errors, wire
@@ -78,7 +78,7 @@ def test_the_end_of_the_kernel_denies_and_keeps_denying(tmp_path: Path) -> None:
     def function(out: str) -> None:
         Path(out).write_text("\n".join([act("first"), act("second")]))
 
-    def judge(_: wire.Act) -> None:
+    def judge(_: wire.Act, one: Agent) -> None:
         one.close_down()
 
     with agent(function, str(tmp_path / "out"), judge=judge) as one:
@@ -107,7 +107,7 @@ def test_a_verdict_with_another_id_is_not_for_us() -> None:
 
 
 def test_a_verdict_may_come_in_pieces_and_many_in_one() -> None:
-    def judge(question: wire.Act) -> None:
+    def judge(question: wire.Act, one: Agent) -> None:
         data = wire.encode(verdict(question, "deny", id=question.id + 2**40))
         data += wire.encode(by_name(question)) + wire.encode(verdict(question, id=question.id + 2**41))
         for byte in data:
@@ -266,7 +266,7 @@ def test_a_handler_may_act_while_the_action_it_interrupted_waits() -> None:
 
     waiting: list[wire.Act] = []
 
-    def judge(question: wire.Act) -> bytes | None:
+    def judge(question: wire.Act, one: Agent) -> bytes | None:
         if question.resource == "outer/0":
             waiting.append(question)
             os.kill(one.pid, signal.SIGUSR1)
@@ -293,7 +293,7 @@ def test_an_abandoned_action_leaves_the_channel_whole() -> None:
 
     abandoned: list[wire.Act] = []
 
-    def judge(question: wire.Act) -> bytes | None:
+    def judge(question: wire.Act, one: Agent) -> bytes | None:
         if not abandoned:
             abandoned.append(question)
             os.kill(one.pid, signal.SIGUSR1)
@@ -555,7 +555,7 @@ def test_a_child_forked_by_a_handler_does_not_wait_for_its_parents_verdict() -> 
             os._exit(0 if "forked" in answer else 1)
         return [answer, ended(children)]
 
-    def judge(question: wire.Act) -> None:
+    def judge(question: wire.Act, one: Agent) -> None:
         os.kill(one.pid, signal.SIGUSR1)
         time.sleep(0.5)
         one.say(wire.encode(by_name(question)))
