@@ -26,14 +26,8 @@ from agentos.recorder.event import SEVERITIES
 from agentos.runs import Run, locate, recorded_runs
 
 EXIT_UNREADABLE: Final = 125
-# What agentos itself records. Only to say what may have been meant: programs record types of their own.
-EVENT_TYPES: Final = (
-    "action_allowed", "action_outcome", "action_refused", "agent_continued", "agent_exited", "agent_raised", "agent_started",
-    "agent_starting", "agent_stopped", "agent_timeout", "control_refused", "kernel_call", "kernel_fault",
-    "kernel_started", "kernel_stopped", "leftovers_killed", "policy_violation", "policy_violation_repeated",
-    "protocol_error", "recorder_hung", "recorder_restarted", "sentry_hung", "sentry_lost", "signal_confirmed", "signal_sent",
-    "state_saved",
-)  # fmt: skip
+HINT_RUNS: Final = 10
+HINT_EVENTS: Final = 1_000
 AGENT_CELLS: Final = 12
 POLL_S: Final = 0.25  # a person does not see the difference; a record is asked for news four times a second
 
@@ -98,7 +92,7 @@ def audit(
     if follow:
         _follow(runs, teller, everything=run_word is None and not words)
     if not teller.seen:
-        _hint_at_types(event_types)
+        _hint_at_types(runs, event_types)
     return EXIT_UNREADABLE if teller.unreadable else 0
 
 
@@ -132,11 +126,15 @@ def started_at(run: Run) -> str:
     return f"{digits[0:4]}-{digits[4:6]}-{digits[6:8]}T{digits[9:11]}:{digits[11:13]}:{digits[13:15]}"
 
 
-def _hint_at_types(event_types: Sequence[str]) -> None:
-    """Nothing was found: perhaps because there is no such type. Programs may record types of their own."""
+def _hint_at_types(runs: Sequence[Run], event_types: Sequence[str]) -> None:
+    """Nothing was found: perhaps because a type is misspelled. The newest events say which there are."""
+    known: set[str] = set()
+    for run in runs[-HINT_RUNS:] if event_types else ():
+        with contextlib.suppress(HostError):
+            known.update(event["event_type"] for event in events(run, Wanted(last=HINT_EVENTS)))
     for word in event_types:
-        if word not in EVENT_TYPES:
-            say(f"no event of type {word!r}{nearest(word, EVENT_TYPES)}")
+        if word not in known:
+            say(f"no event of type {word!r}{nearest(word, known)}")
 
 
 def _runs(word: str | None) -> tuple[Run, ...]:

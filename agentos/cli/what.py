@@ -72,7 +72,7 @@ def check_program(word: str, cwd: str, search_path: str) -> None:
         raise ProgramNotFound(word, f"not found on PATH{nearest(word, _programs(folders))}")
     found = next((path for path in files if os.access(path, os.X_OK)), None)
     if found is None:
-        raise ProgramNotRunnable(word, f"{files[0]} is not executable")
+        raise ProgramNotRunnable(word, f"{files[0]} is not executable; {_how_to_make_it_run(word, files[0])}")
     _check_interpreter(word, found)
 
 
@@ -93,9 +93,12 @@ def _check_file(word: str, path: str) -> None:
     if not os.path.isfile(path):
         raise ProgramNotRunnable(word, "it is a directory" if os.path.isdir(path) else "it is no regular file")
     if not os.access(path, os.X_OK):
-        hint = _how_to_run_python(word) if word.endswith(".py") else f"chmod +x {path}"
-        raise ProgramNotRunnable(word, f"it is not executable; {hint}")
+        raise ProgramNotRunnable(word, f"it is not executable; {_how_to_make_it_run(word, path)}")
     _check_interpreter(word, path)
+
+
+def _how_to_make_it_run(word: str, path: str) -> str:
+    return _how_to_run_python(word) if word.endswith(".py") else f"chmod +x {path}"
 
 
 def _how_to_run_python(word: str) -> str:

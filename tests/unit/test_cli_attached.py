@@ -37,6 +37,11 @@ def test_pausing_can_be_repeated() -> None:
     assert orders(Press.SUSPEND, Press.SUSPEND, Press.INTERRUPT) == [Order.PAUSE, Order.PAUSE, Order.STOP]
 
 
+def test_when_it_is_over_whoever_presses_leaves_the_rest_of_the_output() -> None:
+    assert {DECISIONS[Phase.OVER, press] for press in (Press.INTERRUPT, Press.HANGUP)} == {(Phase.OVER, Order.LEAVE)}
+    assert DECISIONS[Phase.OVER, Press.SUSPEND] == (Phase.OVER, Order.PAUSE_US)
+
+
 @given(st.lists(st.sampled_from(Press)))
 def test_an_agent_is_stopped_once_and_killed_once(presses: list[Press]) -> None:
     given_ = orders(*presses)

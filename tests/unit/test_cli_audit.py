@@ -1,12 +1,15 @@
 """Events told in one line, and the agents of past runs told from their events."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentos.cli.audit import one_line
+from agentos.cli.audit import in_order, one_line
 from agentos.cli.past import fold
+from agentos.runs import Run
 
 RUN = "20260102T030405-1a2b3c"
 
@@ -69,6 +72,35 @@ TYPES = st.sampled_from(
 @given(TYPES, st.text(), st.dictionaries(KEYS, VALUES))
 def test_any_event_is_one_harmless_line(event_type: str, name: str, data: dict[str, Any]) -> None:
     assert one_line(event(event_type, agent_name=name, **data)).isprintable()
+
+
+class Runs:
+    """Records in memory: which are open at a time is what a thousand runs must not make many."""
+
+    def __init__(self, spans: dict[str, list[str]]) -> None:
+        self.runs = [Run(name, Path("/nowhere"), Path("/nowhere")) for name in spans]
+        self._spans = spans
+        self._open = 0
+        self.open_max = 0
+
+    def read(self, run: Run) -> Iterator[dict[str, Any]]:
+        self._open += 1
+        self.open_max = max(self.open_max, self._open)
+        for number, ts in enumerate(self._spans[run.run_id]):
+            yield {"ts": ts, "event_id": f"{run.run_id}-{number}"}
+        self._open -= 1
+
+
+def test_runs_are_told_by_time_and_opened_when_theirs_has_come() -> None:
+    day = "2026-01-02T03:04:"
+    spans = {f"20260102T0304{second:02d}-00000{second % 10}": [f"{day}{second:02d}.5Z", f"{day}{second + 1:02d}.2Z"]
+             for second in range(50)}  # fmt: skip
+    world = Runs(spans)
+    told = list(in_order(list(reversed(world.runs)), world.read))
+    assert [event["ts"] for event in told] == sorted(event["ts"] for event in told)
+    assert len(told) == 100
+    assert world.open_max <= 3
+    assert list(in_order([], world.read)) == []
 
 
 def test_past_agents_are_told_from_their_events() -> None:

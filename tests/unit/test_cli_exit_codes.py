@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from world import carriers
 
 PROJECT = Path(__file__).resolve().parents[2]
 HEAVY = ("asyncio", "uvloop", "yaml", "apsw", "rich", "psutil", "re2", "nacl", "agentos.supervisor", "agentos.policies")
@@ -24,6 +25,8 @@ class Cli:
             "AGENTOS_RUNTIME_DIR": str(place / "runtime"),
             "AGENTOS_STATE_DIR": str(place / "state"),
         }
+        self.cookie = f"agentos-asks-{place.name}-{os.getpid()}"
+        self.env["COOKIE"] = self.cookie
         self.runs = (place / "runtime" / "runs", place / "state" / "runs")
 
     def __call__(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -94,7 +97,29 @@ BAD_INPUT = [
     (["run", "--name", "a\x1bb", "--require", "none", "true"], 2, "--name"),
     (["run", "--policy", "wrkspace", "--require", "none", "true"], 2, "workspace"),
     (["run", "--policy", "no.yaml", "--require", "none", "true"], 2, "no.yaml: no such file"),
-    (["run", "--policy", "bad.yaml", "--require", "none", "true"], 2, "bad.yaml:"),
+    (["run", "--policy", "wrkspace", "--require", "none", "true"], 2, "did you mean 'workspace'"),
+    (["run", "--policy", "bad.yaml", "--require", "none", "true"], 2, "bad.yaml:2:1: unknown key 'rulez'"),
+    (["run", "--policy", "type.yaml", "--require", "none", "true"], 2, "type.yaml:2:8: rules is a list, not text"),
+    (["run", "--policy", "src.yaml", "--require", "none", "true"], 2, "src.yaml is a directory"),
+    (["run", "--policy", "fifo.yaml", "--require", "none", "true"], 2, "fifo.yaml is no regular file"),
+    (["run", "--policy", "bare", "--require", "none", "true"], 2, "for the file write ./bare"),
+    (["run", "--policy", "type.yml", "--require", "none", "true"], 2, "did you mean 'type.yaml'"),
+    (["run", "--allow", "read:[", "agents.py:main"], 2, "--allow read:[: resource '['"),
+    (["run", "--name", "x" * 300, "--require", "none", "true"], 2, "is 300 characters long"),
+    (["run", "agents.py:mian"], 127, "agents.py has no function 'mian' (did you mean 'main'?)"),
+    (["run", "agents:mian"], 127, "did you mean 'main'"),
+    (["run", "agents.sub:main"], 127, "no module 'agents.sub'"),
+    (["run", "agents.py"], 126, "write agents.py:FUNCTION"),
+    (["run", "--require", "none", "./dangling"], 127, "it is a link to nowhere"),
+    (["run", "--require", "none", "./script"], 126, "its interpreter /no/such/shell does not exist"),
+    (["run", "--require", "none", "tru"], 127, "did you mean 'true'"),
+    (["kill", "-s", "STPO", "x"], 2, "did you mean 'STOP'"),
+    (["kill", "-l", "77"], 2, "unknown signal '77'"),
+    (["prune", "--older-than", "90"], 2, "'90' needs a unit: 90d"),
+    (["audit", "--run", "latest", "nobody"], 3, "no agent 'nobody'"),
+    (["audit", "show", "a", "b"], 2, "one EVENT_ID"),
+    (["ps", "x"], 2, "unexpected extra argument (x)"),
+    (["help", "rnu"], 2, "did you mean 'run'"),
 ]
 
 
@@ -105,7 +130,14 @@ def test_bad_input(agentos: Cli, words: list[str], code: int, text: str) -> None
     (agentos.work / "plain").write_text("no program")
     (agentos.work / "agents.py").write_text("raise SystemExit('imported')\n\ndef main(): ...\n")
     (agentos.work / "bad.yaml").write_text("version: 1\nrulez: []\n")
+    (agentos.work / "type.yaml").write_text("name: x\nrules: 7\n")
+    (agentos.work / "bare").write_text("name: x\nrules: []\n")
     (agentos.work / "src").mkdir()
+    (agentos.work / "src.yaml").mkdir()
+    os.mkfifo(agentos.work / "fifo.yaml")
+    (agentos.work / "dangling").symlink_to("nowhere")
+    (agentos.work / "script").write_text("#!/no/such/shell\n")
+    (agentos.work / "script").chmod(0o755)
     done = agentos(*words, PATH=f"{os.defpath}:{agentos.work}")
     assert done.returncode == code, done.stderr
     assert text in done.stderr
@@ -113,6 +145,7 @@ def test_bad_input(agentos: Cli, words: list[str], code: int, text: str) -> None
     assert "Traceback" not in done.stderr
     assert all(line.startswith("agentos: ") for line in done.stderr.splitlines())
     assert not any(root.exists() and list(root.iterdir()) for root in agentos.runs)
+    assert carriers(agentos.cookie) == [], "no process is left, and none was started to be left"
 
 
 def test_ps_and_kill_import_next_to_nothing(agentos: Cli) -> None:
@@ -134,6 +167,13 @@ def test_nobody_lives_in_an_empty_world(agentos: Cli) -> None:
     assert agentos("ps", "-q").stdout == ""
     assert agentos("kill", "--all").returncode == 0
     assert agentos("stop", "--all").returncode == 0
+
+
+def test_help_and_version_are_found_where_people_look(agentos: Cli) -> None:
+    assert agentos("help").stdout == agentos("--help").stdout == agentos("-h").stdout
+    assert agentos("help", "run").stdout == agentos("run", "--help").stdout
+    assert agentos("--version").stdout.startswith("agentos 0.")
+    assert "Exit codes" in agentos("help").stdout
 
 
 def test_signals_are_listed_and_translated(agentos: Cli) -> None:

@@ -44,10 +44,8 @@ def test_streams_gaps_and_drops_go_where_they_belong(capfdbinary: pytest.Capture
     )
     out, err = capfdbinary.readouterr()
     assert out == b"out\x1b[31m\n"  # no terminal: byte for byte
-    assert (
-        err.decode()
-        == "agentos: … 1234 bytes missed: the log was rotated before they were read …\nerr\nagentos: … 7 bytes dropped: disk …\n"
-    )
+    missed = "1234 bytes missed: the log was rotated before they were read"
+    assert err.decode() == f"agentos: … {missed} …\nerr\nagentos: … 7 bytes dropped: disk …\n"
 
 
 def test_only_stderr_goes_to_stdout(capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from agentos.cli.kill import rewrite_signal_words
-from agentos.cli.options import parse_duration, parse_level, parse_operations, parse_pair, parse_rule
+from agentos.cli.options import parse_age, parse_duration, parse_level, parse_operations, parse_pair, parse_rule
 from agentos.errors import BadRequest, UnknownSignal
 
 SIGNAL_WORDS = [
@@ -58,6 +58,17 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90d", 7_776_000.0), ("0s", 0.0), ("1h30m", 5400.0)])
+def test_an_age_says_its_unit(text: str, seconds: float) -> None:
+    assert parse_age(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["5", "90", "0", "0.5", " 7 "])
+def test_an_age_without_a_unit_is_refused_because_it_deletes(text: str) -> None:
+    with pytest.raises(BadRequest, match="needs a unit"):
+        parse_age(text)
 
 
 def test_rules_levels_lists_and_pairs() -> None:
