@@ -2,28 +2,25 @@
 
 Each alternative of a pattern is filed under its rarest whole literal segment; a request looks up its own few
 segments and tries what is filed there. Sound because wildcards stop at `/` (R1.2), so that a literal segment of
-a pattern is a whole segment of every match. What has no literal segment, and every large bucket, goes into a tree
-of RE2 alternations. Immutable: a new list of rules is a new `Compiled`, so no cache is ever stale.
+a pattern is a whole segment of every match. What has no literal segment, and every large bucket, is asked all at once
+through a set of RE2 expressions. Immutable: a new list of rules is a new `Compiled`, so no cache is ever stale.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import re2
-
 from agentos.actions import base_operation
-from agentos.policies.glob import compile_regex, whole_match
+from agentos.policies.expressions import Match, together
 from agentos.policies.normalise import is_url
 from agentos.policies.rule import Matcher, Rule
 from agentos.policies.segment import GlobError
 
-BUCKET_MAX: Final = 16  # up to here trying one after the other beats a tree
-FAN_OUT: Final = 16
-TREE_MEMORY_BYTES: Final = 64 << 20  # an upper bound for ten thousand alternatives; RE2 takes what it needs
+EFFORT_MAX: Final = 16  # up to here trying one after the other beats asking all at once
+EXPRESSION_EFFORT: Final = 6  # of a regular expression, in comparisons of a prefix
 SEGMENTS_FEW: Final = 8  # up to here a set of them costs more than looking one up twice
 
 
@@ -48,60 +45,60 @@ class Entry:
     matcher: Matcher
 
 
-class Node:
-    """A set of entries with one expression for all of them: no match here, no match below."""
+class Crowd:
+    """Entries that are asked all at once. Too many for one set of expressions: two crowds of half as many."""
 
-    __slots__ = ("children", "entries", "may_match")
+    __slots__ = ("_entries", "_halves", "_match")
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries: Sequence[Entry] = entries if len(entries) <= FAN_OUT else ()
-        self.children: tuple[Node, ...] = ()
-        if len(entries) > FAN_OUT:
-            size = max(FAN_OUT, -(-len(entries) // FAN_OUT))
-            self.children = tuple(Node(entries[at : at + size]) for at in range(0, len(entries), size))
-        expression = _alternation(entries)
-        self.may_match: Callable[[str], bool] | None = None if expression is None else whole_match(expression)
+        self._entries = entries
+        self._halves: tuple[Crowd, ...] = ()
+        self._match: Match | None = None
+        try:
+            self._match = together([entry.matcher.glob.regex for entry in entries])
+        except GlobError:
+            if len(entries) > 1:
+                middle = len(entries) // 2
+                self._halves = (Crowd(entries[:middle]), Crowd(entries[middle:]))
 
     def rules(self, name: str) -> Iterator[int]:
-        if self.may_match is not None and not self._possible(self.may_match, name):
-            return
-        for entry in self.entries:
+        """Yield the rules with an entry that matches `name`."""
+        for half in self._halves:
+            yield from half.rules(name)
+        for entry in () if self._halves else self._possible(name):
             if entry.matcher.glob.matches(name):
                 yield entry.rule
-        for child in self.children:
-            yield from child.rules(name)
 
-    @staticmethod
-    def _possible(may_match: Callable[[str], bool], name: str) -> bool:
-        """Whether some alternative may match; a person's `x$` matches a directory without its final slash."""
-        return may_match(name) or (name[-1:] == "/" and may_match(name[:-1]))
-
-
-def _alternation(entries: Sequence[Entry]) -> re2._Regexp | None:
-    """Return one expression for all entries; None where it would be too large, and the children are asked instead."""
-    sources = {f"(?:{entry.matcher.glob.regex})" for entry in entries}
-    try:
-        return compile_regex(f"(?:{'|'.join(sorted(sources))})/?", TREE_MEMORY_BYTES)
-    except GlobError:
-        return None
+    def _possible(self, name: str) -> Sequence[Entry]:
+        if self._match is None:
+            return self._entries
+        found = set(self._match(name) or ())
+        if name[-1:] == "/":  # a person's `x$` matches a directory without its final slash
+            found.update(self._match(name[:-1]) or ())
+        return [self._entries[index] for index in found]
 
 
 class Bucket:
     """The entries filed under one segment."""
 
-    __slots__ = ("_tree", "entries")
+    __slots__ = ("_crowd", "_effort", "entries")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self._tree: Node | None = None
+        self._effort = 0  # of trying one after the other
+        self._crowd: Crowd | None = None
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self._effort += EXPRESSION_EFFORT if entry.matcher.glob.kind in ("regex", "person") else 1
 
     def rules(self, name: str) -> Iterable[int]:
         """Yield the rules with an alternative that matches `name`; arguments are not looked at."""
-        if len(self.entries) <= BUCKET_MAX:
+        if self._effort <= EFFORT_MAX:
             return [entry.rule for entry in self.entries if entry.matcher.glob.matches(name)]
-        if self._tree is None:
-            self._tree = Node(self.entries)
-        return self._tree.rules(name)
+        if self._crowd is None:
+            self._crowd = Crowd(self.entries)
+        return self._crowd.rules(name)
 
 
 class Index:
@@ -116,9 +113,9 @@ class Index:
         for entry in entries:
             tokens = entry.matcher.glob.tokens
             if tokens:
-                self.buckets.setdefault(min(tokens, key=lambda t: (often[t], t)), Bucket()).entries.append(entry)
+                self.buckets.setdefault(min(tokens, key=lambda t: (often[t], t)), Bucket()).add(entry)
             else:
-                self.anything.entries.append(entry)
+                self.anything.add(entry)
 
     def rules(self, names: Iterable[str]) -> list[int]:
         """Return the indices of the rules whose resource matches one of `names`, ascending."""
@@ -164,7 +161,7 @@ class Compiled:
         found: list[tuple[int, Rule]] = []
         for number in index.rules(subject.names):
             rule = self.rules[number]
-            if covers(rule, subject):
+            if _about(rule, subject.operation) and covers(rule, subject, base == "execute"):
                 found.append((number, rule))
                 if rule.pattern.when is None:
                     break
@@ -177,23 +174,24 @@ class Compiled:
                 yield from (Entry(number, matcher) for matcher in matchers[0])
 
 
-def covers(rule: Rule, subject: Subject) -> bool:
-    """Return whether the rule's pattern, excludes included, covers the subject; conditions are not looked at.
+def _about(rule: Rule, operation: str) -> bool:
+    wanted = rule.pattern.operations
+    return operation in wanted or "*" in wanted or any(operation.startswith(each + "/") for each in wanted)
 
-    Unknown arguments count against the action, as unknown context does (R7.2). An alias helps a rule to match;
-    for an allow rule, an exclude of any of the names takes the match away.
+
+def covers(rule: Rule, subject: Subject, execute: bool) -> bool:
+    """Return whether a rule that the index has found covers the subject, excludes included; no conditions yet.
+
+    Of a name that is not a program's the index has matched all there is. Unknown arguments count against the
+    action, as unknown context does (R7.2). An alias helps a rule to match; for an allow rule, an exclude of any of
+    the names takes the match away.
     """
-    if not any(_operation_matches(wanted, subject.operation) for wanted in rule.pattern.operations):
-        return False
-    execute = base_operation(subject.operation) == "execute"
-    included, excluded = rule.pattern.programs if execute else rule.pattern.names
+    if not execute:
+        return not any(matcher.glob.matches(subject.name) for matcher in rule.pattern.names[1])
+    included, excluded = rule.pattern.programs
     strict = rule.action != "allow"
     within = [n for n in subject.names if any(m.covers(n, subject.argv, if_unknown=strict) for m in included)]
     if not within or not excluded:
         return bool(within)
     out = {n for n in subject.names if any(m.covers(n, subject.argv, if_unknown=not strict) for m in excluded)}
     return not out.issuperset(within) if strict else not out
-
-
-def _operation_matches(wanted: str, operation: str) -> bool:
-    return wanted in ("*", operation) or operation.startswith(wanted + "/")

@@ -15,35 +15,15 @@ from typing import Final, Literal
 
 import re2
 
-from agentos.policies import url
+from agentos.policies import expressions, url
 from agentos.policies.normalise import InvalidResource, is_url
 from agentos.policies.segment import GlobError, expand_braces, literal, segment_regex
 
-REGEX_MEMORY_BYTES: Final = 8 << 20  # RE2's own default
 _NO_NAMES: Final = ("*", "**", ".", "..")  # without a slash, and yet no program's name
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
-_QUOTING: Final = re.compile(r"(?<!\\)(?:\\\\)*\\Q")
 
 # "relative": whatever is below the root of the relative names; "person": a regular expression someone wrote
 Kind = Literal["any", "relative", "exact", "prefix", "regex", "person"]
-
-
-def compile_regex(expression: str, memory_bytes: int = REGEX_MEMORY_BYTES) -> re2._Regexp:
-    """Compile for RE2: linear time, no look-around, no back-references (R4). Raises GlobError."""
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = memory_bytes
-    try:
-        return re2.compile(expression, options)
-    except re2.error as error:
-        detail = error.args[0]
-        raise GlobError(f"not an RE2 expression: {detail.decode() if isinstance(detail, bytes) else detail}") from error
-
-
-def whole_match(expression: re2._Regexp) -> Callable[[str], bool]:
-    """Return whether all of a name matches, as a call. Asked of bytes: for text the wrapper counts characters, too."""
-    fullmatch = expression.fullmatch
-    return lambda name: fullmatch(name.encode()) is not None
 
 
 class Glob:
@@ -59,7 +39,7 @@ class Glob:
         self.regex = regex
         self.text = text
         self.tokens = tokens
-        self._match: Callable[[str], bool] | None = None
+        self._match: Callable[[str], object] | None = None
 
     def matches(self, name: str) -> bool:
         """Return whether the normalised `name` (`D/` for the opening of a directory) is covered."""
@@ -74,10 +54,10 @@ class Glob:
         if self.kind == "relative":
             return name == "./" or _is_relative(name)
         if self._match is None:  # compiled on first need: most rules of a large policy are never tried
-            self._match = whole_match(compile_regex(self.regex))
+            self._match = expressions.matcher(self.regex)
         if self._match(name):
             return True
-        return self.kind == "person" and name[-1:] == "/" and not is_url(name) and self._match(name[:-1])
+        return self.kind == "person" and name[-1:] == "/" and not is_url(name) and bool(self._match(name[:-1]))
 
 
 def _is_relative(name: str) -> bool:
@@ -100,9 +80,7 @@ def globs(pattern: str) -> tuple[Glob, ...]:
 @lru_cache(maxsize=1_024)
 def regex_glob(pattern: str) -> Glob:
     """Return a regular expression as a Glob: full match of the name, with or without a directory's slash (R4)."""
-    if _QUOTING.search(pattern):  # it would quote what follows it when expressions are joined
-        raise GlobError("\\Q is not accepted; write a backslash before each character that means itself")
-    compile_regex(pattern)
+    expressions.check(pattern)
     return Glob("person", pattern)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from agentos.errors import PolicyLoadError
-from agentos.policies import Pattern, Policy, Rule
+from agentos.policies import Pattern, Policy, Rule, engine, expressions
+from agentos.policies.segment import GlobError
 
 
 def covers(pattern: str, name: str, *, operation: str = "read", match_type: str = "glob", **more: object) -> bool:
@@ -178,23 +181,30 @@ def test_what_linear_time_cannot_do_is_refused_at_load(pattern: str) -> None:
         Pattern("read", pattern, "regex")
 
 
-def test_an_expression_that_would_quote_its_neighbours_is_refused() -> None:
-    r"""`\Q` without `\E` is valid alone; joined with others it would swallow them, and a deny rule with them."""
-    for pattern in (r"\Qabc", r"a\\\Qb"):
-        with pytest.raises(PolicyLoadError, match=r"\\Q is not accepted"):
-            Pattern("read", pattern, "regex")
-    assert regex(r"a\\Qb", "a\\Qb")
-
-
 def test_among_many_an_expression_is_what_it_is_alone() -> None:
     """More of them than are tried one by one are first tried as one: that must not lose any."""
-    alone = ["a/b$", "^c", r"d\b", "(?i)E", "f|g", r"h\z", "[^/]+/i"]
+    alone = ["a/b$", "^c", r"d\b", "(?i)E", "f|g", r"h\z", "[^/]+/i", r"\Qj.", r"k\Q.\E(l)"]
     policy = Policy(
         "t", rules=[Rule("deny", Pattern("read", each, "regex")) for each in [*alone, *(f"x{i}" for i in range(40))]]
     )
-    names = ["a/b", "a/b/", "c/", "d/", "e", "e/", "f", "g/", "h", "h/", "z/i/"]
+    names = ["a/b", "a/b/", "c/", "d/", "e", "e/", "f", "g/", "h", "h/", "z/i/", "j.", "k.l"]
     assert [policy.decide("read", name).reason for name in names] == ["denied_by_rule"] * len(names)
     assert policy.decide("read", "a/bc").reason == "default_deny"
+
+
+def test_a_set_of_expressions_that_does_not_fit_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RE2 would answer "no match" for want of memory: a deny rule would be lost without a word."""
+    with pytest.raises(GlobError, match="too large together"):
+        expressions.together(["a{1000}", "b{1000}"], memory_bytes=1 << 12)
+    with pytest.raises(GlobError, match="too large together"):
+        expressions.together([f"a{i}/.*" for i in range(100)], memory_bytes=1 << 12)
+    small = functools.partial(expressions.together, memory_bytes=1 << 12)
+    monkeypatch.setattr(engine, "together", small)
+    policy = Policy("t", rules=[Rule("deny", Pattern("read", f"a{i:03}.*b", "regex")) for i in range(100)])
+    assert [policy.decide("read", f"a{i:03}xb").rule for i in range(100)] == list(range(100))
+    halved = policy.compiled()._indices["read"].anything._crowd
+    assert halved is not None
+    assert halved._halves
 
 
 def test_excludes_use_the_match_type_of_the_rule() -> None:
