@@ -40,7 +40,7 @@ def main(socket_fd: int) -> NoReturn:
     linux.set_name("agentos-guard")
     linux.close_all_but({0, 1, 2, lifeline_write})  # above all the host's socket: its EOF must reach the kernel
     _, status = os.waitpid(zygote, 0)
-    tree.kill(os.getpid(), limit_s=KILL_LIMIT_S)
+    tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, reap=lambda pid: os.waitpid(pid, os.WNOHANG)[0] == pid)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 

@@ -128,8 +128,8 @@ class Sentry:
 
     def _reap_orphans(self) -> None:
         for member in tree.members(os.getpid()):
-            if member.state == "Z" and member.parent == os.getpid() and member.pid != self.leader:
-                os.waitpid(member.pid, os.WNOHANG)
+            if member.state == "Z" and member.parent == os.getpid():
+                self._reap(member.pid)
 
     def _tell_state(self, mechanism: str) -> None:
         """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
@@ -173,7 +173,7 @@ class Sentry:
     def _signal_tree(self, number: signal.Signals) -> tree.TreeResult:
         me = os.getpid()
         if number == signal.SIGSTOP:
-            return tree.stop(me, limit_s=STOP_LIMIT_S, beat=self._beat)
+            return tree.stop(me, limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap)
         if number == signal.SIGCONT:
             return tree.resume(me)
         if number == signal.SIGKILL:
@@ -206,8 +206,12 @@ class Sentry:
 
     def _kill_tree(self) -> tree.TreeResult:
         """Stop first, then kill: what is stopped cannot fork away from the list."""
-        tree.stop(os.getpid(), limit_s=STOP_LIMIT_S, beat=self._beat)
-        return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat)
+        tree.stop(os.getpid(), limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap)
+        return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat, reap=self._reap)
+
+    def _reap(self, pid: int) -> bool:
+        """Reap an adopted orphan. The leader waits until its exit is on record."""
+        return pid != self.leader and os.waitpid(pid, os.WNOHANG)[0] == pid
 
     def _beat(self) -> None:
         """A long tree operation must not look like a hung sentry; and a hung kernel must not hold it up."""

@@ -4,9 +4,9 @@ The caller is a subreaper, so its descendants are exactly the tree. Signals go b
 again, so a reused pid is never hit. Lists are taken to a fix-point because a running process forks while we look:
 stop is root first (a stopped parent cannot fork), continue is leaves first (proc(5), notes in docs/limits.md).
 
-A process that forks and exits at once hops from list to list and may be in none. It leaves its dead behind it: a pass
-counts only when the pass before saw the same processes, the living and the dead alike. For that the caller must not
-reap while an operation runs.
+A chain of processes that fork and exit at once is in no list: when it is looked at, it is dead and has a child. It
+leaves its dead behind, so a pass counts only when the pass before saw the same processes, the living and the dead
+alike; and it is caught by signalling newcomers on sight, where the last ones came, without looking at anybody else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from agentos.supervisor import linux
 
 PASS_PAUSE_S: Final = 0.0005  # Linux needs a moment to stop or end what was signalled; doubled up to the next line
 PASS_PAUSE_S_MAX: Final = 0.01
+_CHASE_ROUNDS_MAX: Final = 500
+_CHASE_QUIET_ROUNDS: Final = 3
+_CHASED_PARENTS_MAX: Final = 8
 _STOPPED: Final = frozenset("Tt")
 _GONE: Final = frozenset("ZX")
 
@@ -59,16 +62,26 @@ def members(root: int, *, but: frozenset[int] = frozenset()) -> Iterator[Member]
         queue.extend((pid, child) for child in linux.children_of(pid))
 
 
-def stop(root: int, *, limit_s: float, beat: Callable[[], None] = lambda: None) -> TreeResult:
+def stop(
+    root: int, *, limit_s: float, beat: Callable[[], None] = lambda: None, reap: Callable[[int], bool] = lambda _: False
+) -> TreeResult:
     """SIGSTOP every descendant of `root` until none can run; confirmed task by task from /proc."""
-    return _until_clean(root, runs, signal.SIGSTOP, limit_s, beat)
+    return _Operation(root, signal.SIGSTOP, runs, reap=reap).run(limit_s, beat)
 
 
 def kill(
-    root: int, *, limit_s: float, beat: Callable[[], None] = lambda: None, but: frozenset[int] = frozenset()
+    root: int,
+    *,
+    limit_s: float,
+    beat: Callable[[], None] = lambda: None,
+    reap: Callable[[int], bool] = lambda _: False,
+    but: frozenset[int] = frozenset(),
 ) -> TreeResult:
-    """SIGKILL every descendant of `root` until none lives. Zombies of `root` itself are left for the caller to reap."""
-    return _until_clean(root, _still_lives, signal.SIGKILL, limit_s, beat, but)
+    """SIGKILL every descendant of `root` until none lives.
+
+    `reap` is asked to reap a dead child of `root`, and says whether it did: an operation gets slower with their number.
+    """
+    return _Operation(root, signal.SIGKILL, _still_lives, reap=reap, but=but).run(limit_s, beat)
 
 
 def resume(root: int) -> TreeResult:
@@ -97,34 +110,72 @@ def send(member: Member, number: int) -> bool:
     return True
 
 
-def _until_clean(
-    root: int,
-    needs: Callable[[Member], bool],
-    number: int,
-    limit_s: float,
-    beat: Callable[[], None],
-    but: frozenset[int] = frozenset(),
-) -> TreeResult:
-    """Signal whoever `needs` it until nobody does and nothing changed since the pass before, or time is over."""
-    deadline = time.monotonic() + limit_s
-    pause, before, signalled = PASS_PAUSE_S, set[tuple[int, bool]](), set[int]()
-    while True:
-        present = list(members(root, but=but))
-        pending = [member for member in present if needs(member)]
-        now = {(member.pid, member.state in _GONE) for member in present}
-        if not pending and now == before:
-            return TreeResult(sum(member.state not in _GONE for member in present) or len(signalled), ())
-        if time.monotonic() > deadline:
-            unsettled = pending or [member for member in present if (member.pid, member.state in _GONE) not in before]
-            return TreeResult(len(present), tuple(member.pid for member in unsettled))
-        for member in pending:
-            send(member, number)
-            signalled.add(member.pid)
-        before = now
-        if pending:
-            beat()
-            time.sleep(pause)
-            pause = min(pause * 2, PASS_PAUSE_S_MAX)
+class _Operation:
+    """Signal whoever `needs` it until nobody does and nothing changed since the pass before."""
+
+    def __init__(
+        self,
+        root: int,
+        number: int,
+        needs: Callable[[Member], bool],
+        *,
+        reap: Callable[[int], bool],
+        but: frozenset[int] = frozenset(),
+    ) -> None:
+        self._root = root
+        self._number = number
+        self._needs = needs
+        self._reap = reap
+        self._but = but
+        self._seen: set[int] = set()  # by the pass before
+        self._signalled: set[int] = set()
+
+    def run(self, limit_s: float, beat: Callable[[], None]) -> TreeResult:
+        deadline = time.monotonic() + limit_s
+        pause, before = PASS_PAUSE_S, set[tuple[int, bool]]()
+        while True:
+            present = list(members(self._root, but=self._but))
+            pending = [member for member in present if self._needs(member)]
+            now = {(member.pid, member.state in _GONE) for member in present}
+            reaped = [member for member in present if self._is_reaped(member)]
+            if not pending and not reaped and now == before:
+                return TreeResult(sum(member.state not in _GONE for member in present) or len(self._signalled), ())
+            if time.monotonic() > deadline:
+                unsettled = pending or [one for one in present if (one.pid, one.state in _GONE) not in before]
+                return TreeResult(len(present), tuple(member.pid for member in unsettled))
+            for member in pending:
+                send(member, self._number)
+                self._signalled.add(member.pid)
+            self._chase(present)
+            before = now
+            if pending:
+                beat()
+                time.sleep(pause)
+                pause = min(pause * 2, PASS_PAUSE_S_MAX)
+
+    def _is_reaped(self, member: Member) -> bool:
+        return member.state in _GONE and member.parent == self._root and self._reap(member.pid)
+
+    def _chase(self, present: list[Member]) -> None:
+        """Signal newcomers on sight, newest first, where the last ones came, until none comes any more."""
+        came_to = {member.parent for member in present if member.pid not in self._seen}
+        first, self._seen = not self._seen, {member.pid for member in present}
+        if first or not came_to:
+            return
+        parents = [self._root, *sorted(came_to - {self._root}, reverse=True)[:_CHASED_PARENTS_MAX]]
+        quiet = 0
+        for _ in range(_CHASE_ROUNDS_MAX):
+            found = False
+            for parent in parents:
+                for pid in reversed(linux.children_of(parent)):
+                    if pid in self._seen or pid in self._but:
+                        continue
+                    found = True
+                    self._seen.add(pid)
+                    send(Member(pid, parent, ""), self._number)
+            quiet = 0 if found else quiet + 1
+            if quiet == _CHASE_QUIET_ROUNDS:
+                return
 
 
 def _still_lives(member: Member) -> bool:
@@ -132,25 +183,18 @@ def _still_lives(member: Member) -> bool:
 
 
 def runs(member: Member) -> bool:
-    """Whether any task of the process could still run an instruction of its own.
+    """Whether any task of the process could still run. A vfork parent waits in D for its child: it cannot.
 
-    A vfork parent waits in D for its child. It cannot run once a stop waits for it: SIGSTOP is pending, or another
-    task of the process took it and stopped, which stops them all (signal(7): a stop is the whole process's).
+    Its SIGSTOP stays pending: another thread may take one and stop, and then none that could take the next.
     """
-    stopped = waiting = 0
     for task in linux.tasks_of(member.pid):
         found = linux.read_stat(f"{member.pid}/task/{task}")
-        if found is None or found.state in _GONE:
+        if found is None or found.state in _STOPPED or found.state in _GONE:
             continue
-        if found.state in _STOPPED:
-            stopped += 1
-        elif found.state == "D":
-            waiting += 1
-        else:
-            return True
-    if not waiting:
-        return False
-    return not (linux.children_of(member.pid) and (stopped or _stop_is_pending(member.pid)))
+        if found.state == "D" and _stop_is_pending(member.pid) and linux.children_of(member.pid):
+            continue
+        return True
+    return False
 
 
 def _stop_is_pending(pid: int) -> bool:

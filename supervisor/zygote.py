@@ -141,7 +141,8 @@ class Zygote:
 
     def _end_orphans(self) -> int:
         """End whatever a dead sentry left: every child that we did not fork, and all below it."""
-        return tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=frozenset(self._kinds)).processes
+        ours = frozenset(self._kinds)
+        return tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=ours, reap=_reap_orphan).processes
 
     def _tell(self, frame: Any) -> None:
         with contextlib.suppress(OSError):  # the kernel is gone: `serve` sees it next
@@ -152,9 +153,9 @@ class Zygote:
         self._kernel.close()
         self._wait_for("sentry", SENTRY_GRACE_S)
         recorders = frozenset(pid for pid, kind in self._kinds.items() if kind == "recorder")
-        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=recorders)
+        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=recorders, reap=_reap_orphan)
         self._wait_for("recorder", RECORDER_GRACE_S)
-        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S)
+        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, reap=_reap_orphan)
 
     def _wait_for(self, kind: str, limit_s: float) -> None:
         deadline = time.monotonic() + limit_s
@@ -163,3 +164,7 @@ class Zygote:
             with contextlib.suppress(ChildProcessError):
                 while (found := os.waitpid(-1, os.WNOHANG))[0]:
                     self._kinds.pop(found[0], None)
+
+
+def _reap_orphan(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG)[0] == pid

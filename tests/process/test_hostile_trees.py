@@ -62,29 +62,47 @@ def assert_quiet(host: Host, *files: str) -> None:
 # --- the overlooked ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["kill", "stop"])
-def test_a_chain_that_forks_and_exits_is_caught(evasion: Start, how: str) -> None:
+HOPS = 30_000
+OTHERS = 100
+
+
+def hops(host: Host) -> int:
+    return int.from_bytes((host.work / "hopped").read_bytes(), "little")
+
+
+@pytest.fixture
+def chain(evasion: Start) -> Host:
     """At any moment one process of it lives, and by the time it is looked at it is dead and has a child."""
-    host = evasion("hop", 20_000)
-    wait_until(lambda: (host.work / "hopped").exists() and (host.work / "hopped").stat().st_size > 100)
-    answer = host.call("signal", signal=signal.SIGKILL) if how == "kill" else host.call("stop", grace_s=0.1)
+    host = evasion("hop", HOPS, OTHERS)
+    wait_until(lambda: hops(host) > 100, what="the chain to hop")
+    return host
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_chain_that_forks_and_exits_is_caught(chain: Host, how: str) -> None:
+    answer = chain.call("signal", signal=signal.SIGKILL) if how == "kill" else chain.call("stop", grace_s=0.1)
     assert answer["ok"]
-    hopped = (host.work / "hopped").stat().st_size
-    assert hopped < 20_000  # else it had come to its end by itself
-    assert carriers(host.cookie) == []
+    at_the_end = hops(chain)
+    assert at_the_end < HOPS - 1  # else it had come to its end by itself
     time.sleep(0.2)
-    assert (host.work / "hopped").stat().st_size == hopped
+    assert hops(chain) == at_the_end
+    assert carriers(chain.cookie) == []
 
 
-def test_a_chain_that_forks_and_exits_stops_and_goes_on(evasion: Start) -> None:
-    host = evasion("hop", 20_000)
-    wait_until(lambda: (host.work / "hopped").exists() and (host.work / "hopped").stat().st_size > 100)
-    assert host.call("signal", signal=signal.SIGSTOP)["ok"]
-    assert_quiet(host, "hopped")
-    hopped = (host.work / "hopped").stat().st_size
-    assert hopped < 20_000
-    assert host.call("signal", signal=signal.SIGCONT)["ok"]
-    wait_until(lambda: (host.work / "hopped").stat().st_size > hopped, what="it to hop again")
+def test_a_chain_that_forks_and_exits_stops_and_goes_on(chain: Host) -> None:
+    assert chain.call("signal", signal=signal.SIGSTOP)["ok"]
+    stopped_at = hops(chain)
+    assert stopped_at < HOPS - 1
+    time.sleep(0.3)
+    assert hops(chain) == stopped_at
+    assert chain.call("signal", signal=signal.SIGCONT)["ok"]
+    wait_until(lambda: hops(chain) > stopped_at, what="it to hop again")
+
+
+def test_a_chain_does_not_outlive_its_sentry(chain: Host) -> None:
+    kill_9(chain, "sentry")
+    assert_gone(chain)
+    assert hops(chain) < HOPS - 1
 
 
 def test_a_process_without_its_first_thread_is_stopped_and_killed(evasion: Start) -> None:
@@ -105,14 +123,6 @@ def test_the_overlooked_do_not_outlive_anybody_above_them(evasion: Start, victim
     assert len(carriers(host.cookie)) >= 1
     kill_9(host, victim)
     assert_gone(host)
-
-
-def test_a_chain_does_not_outlive_its_sentry(evasion: Start) -> None:
-    host = evasion("hop", 20_000)
-    wait_until(lambda: (host.work / "hopped").exists() and (host.work / "hopped").stat().st_size > 100)
-    kill_9(host, "sentry")
-    assert_gone(host)
-    assert (host.work / "hopped").stat().st_size < 20_000
 
 
 def test_a_fork_bomb_is_stopped_and_killed(evasion: Start) -> None:

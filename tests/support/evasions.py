@@ -61,16 +61,25 @@ def wait_for(name: str) -> None:
 # --- how to be overlooked ------------------------------------------------------------------------------------------
 
 
-def hop(hops: str) -> None:
-    """Fork and exit, again and again: whoever lists the tree finds only the dead."""
+def hop(hops: str, others: str) -> None:
+    """Fork and exit, again and again, as fast as can be: whoever lists the tree finds only the dead.
+
+    The others are listed before the chain, so that it is gone from where it was when it is looked at.
+    """
+    for _ in range(int(others)):
+        if detach():
+            time.sleep(LIFETIME_S)
+    with open("hopped", "w+b") as file:
+        file.write(bytes(8))
+        file.flush()
+        count = mmap.mmap(file.fileno(), 8)
     if not detach():
         say("ready")
         rest()
-    for _ in range(int(hops)):
+    for number in range(1, int(hops)):
         if os.fork():
             os._exit(0)
-        with open("hopped", "a") as file:
-            file.write(".")
+        count[:8] = number.to_bytes(8, "little")
     rest()
 
 
@@ -143,7 +152,7 @@ def ignore_term(_: str = "") -> None:
 
 def stop_when_asked_to_end(_: str = "") -> None:
     """Answer SIGTERM by stopping oneself: a clock that stands still for the stopped would never end this."""
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), os.kill(os.getpid(), signal.SIGSTOP)))
     say("ready")
     tick("tick")
 
