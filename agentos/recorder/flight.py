@@ -50,7 +50,19 @@ class KernelLink(Protocol):
 class _Attached:
     link: KernelLink
     reader: RunReader
+    gone: bool = False
     settled: bool = False
+
+    def submit(self, entry: Entry) -> Future[Any]:
+        """Have the kernel record it. Raises KernelUnavailable when it is gone; it has not heard of the event then."""
+        params = {
+            "event_type": entry.event_type, "agent_id": entry.agent_id, "data": entry.data, "severity": entry.severity,
+        }  # fmt: skip
+        try:
+            return self.link.submit("log", params)
+        except KernelUnavailable:
+            self.gone = True  # sooner than the link knows
+            raise
 
 
 class FlightRecorder:
@@ -117,7 +129,7 @@ class FlightRecorder:
         kernel = self._kernel()
         if kernel is not None:
             with contextlib.suppress(KernelUnavailable):  # it went just now, and has not heard of this event
-                return await _confirmed(asyncio.wrap_future(_submit(kernel, entry)))
+                return await _confirmed(asyncio.wrap_future(kernel.submit(entry)))
         waiting = Waiting(entry, self._clock.wall_ns(), self._clock.monotonic_ns())
         self._queue.append(waiting)
         await asyncio.to_thread(self._flush)
@@ -206,7 +218,7 @@ class FlightRecorder:
     def settle(self) -> None:
         """Bring home what ended kernels left: their journals into the database, memory out of the file system."""
         with self._lock:
-            for one in [one for one in self._attached if one.link.lost and not one.settled]:
+            for one in [one for one in self._attached if (one.gone or one.link.lost) and not one.settled]:
                 if _recovered(one.link.run.state, self._clock):
                     self._close_books(one)
 
@@ -219,9 +231,9 @@ class FlightRecorder:
         if self.database_path is not None:
             self._attached.remove(ended)  # all of it is in the file that `_own` reads
 
-    def _kernel(self) -> KernelLink | None:
+    def _kernel(self) -> _Attached | None:
         """The kernel that writes this record now."""
-        return next((one.link for one in reversed(tuple(self._attached)) if not one.link.lost), None)
+        return next((one for one in reversed(tuple(self._attached)) if not (one.gone or one.link.lost)), None)
 
     def _flush(self) -> None:
         """Write whatever is queued; whoever comes first writes for all, in one commit."""
@@ -264,13 +276,7 @@ def _recovered(run_dir: Path, clock: Clock) -> bool:
             return True
 
 
-def _submit(kernel: KernelLink, entry: Entry) -> Future[Any]:
-    return kernel.submit("log", {
-        "event_type": entry.event_type, "agent_id": entry.agent_id, "data": entry.data, "severity": entry.severity,
-    })  # fmt: skip
-
-
-def _pass_on(kernel: KernelLink, waiting: Waiting) -> None:
+def _pass_on(kernel: _Attached, waiting: Waiting) -> None:
     """Have the kernel, which started while this entry was waiting, record it."""
 
     def tell(answer: Future[Any]) -> None:
@@ -281,7 +287,7 @@ def _pass_on(kernel: KernelLink, waiting: Waiting) -> None:
             waiting.done.set_exception(error)
 
     try:
-        _submit(kernel, waiting.entry).add_done_callback(tell)
+        kernel.submit(waiting.entry).add_done_callback(tell)
     except KernelUnavailable as error:
         waiting.done.set_exception(error)
 

@@ -148,6 +148,7 @@ def test_what_a_killed_kernel_recorded_is_answered_and_the_next_kernel_goes_on(h
         os.kill(started["data"]["kernel_pid"], signal.SIGKILL)
         await asyncio.to_thread(wait_until, lambda: state_of(started["data"]["kernel_pid"]) in ("", "Z"))
         assert sorted(row["event_id"] for row in await recorder.query(event_type="mark")) == sorted(ids)
+        await asyncio.to_thread(wait_until, lambda: kernel._connection is None or kernel._connection.lost)
         await kernel.execute(one_read_one_write)  # starts another kernel, once the old one's recorder is done
         assert sorted(row["event_id"] for row in await recorder.query(event_type="mark")) == sorted(ids)
         assert len(await recorder.query(event_type="policy_violation")) == 2

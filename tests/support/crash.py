@@ -187,8 +187,11 @@ def planted(base: Path, file: str, sound: str, faulty: str, extra: str = "") -> 
     copy = base / "planted"
     for name in ("agentos", "agent_os", "supervisor", "sandbox", "policies"):
         shutil.copytree(PROJECT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    path = copy / file
-    text = path.read_text()
-    assert text.count(sound) == 1, f"{file} has changed: plant the fault anew"
-    path.write_text(text.replace(sound, faulty) + extra)
+    replace(copy / file, sound, faulty, extra)
     return copy
+
+
+def replace(path: Path, sound: str, faulty: str, extra: str = "") -> None:
+    text = path.read_text()
+    assert text.count(sound) == 1, f"{path.name} has changed: plant the fault anew"
+    path.write_text(text.replace(sound, faulty) + extra)
