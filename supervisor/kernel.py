@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -88,6 +89,8 @@ class Kernel:
         boot["umask"] = os.umask(0o077)
         _make_directories(boot)
         self._lock = _take_lock(boot["runtime"])
+        self._janitor = ThreadPoolExecutor(1, "janitor")
+        self._janitor.submit(int)  # started now: when an agent ends there may be no room for another thread
         journal = JournalWriter(Path(boot["state"]) / "journal", run_id=boot["run_id"])
         self.recording = Recording(loop, journal, self._clock)
         loop.set_exception_handler(self._on_fault)
@@ -224,7 +227,7 @@ class Kernel:
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
         self.slots.leave(agent.id)
-        self.loop.run_in_executor(None, remove_tree, os.path.join(self.boot["tmp"], agent.id))
+        self._janitor.submit(remove_tree, os.path.join(self.boot["tmp"], agent.id))
         self._notify(agent, "agent", {})
         self.end_if_idle()
 

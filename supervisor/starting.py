@@ -38,6 +38,7 @@ from agentos.supervisor.recording import Recording
 from agentos.supervisor.requests import Request
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
+from agentos.wire import ACTION_BYTES_MAX
 
 START_LIMIT_S: Final = 20.0
 _ALWAYS_PASSED: Final = ("PATH", "HOME", "LANG", "TZ", "TERM", "USER", "LOGNAME", "SHELL")
@@ -77,6 +78,7 @@ class Starting:
         Raises CallerError or HostError, and nothing runs then.
         """
         self._check_open()
+        _check_size(request)
         level = choose_level(request)
         agent_id = request.agent_id
         env = self._environment(request, agent_id)
@@ -115,6 +117,7 @@ class Starting:
     async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
         try:
             self._check_open()  # it may have been closed while we waited for the recorder
+            self._make_private(agent)
             await self._launch(agent, request, program, env, stdin)
         except (AgentosError, OSError) as error:
             if agent.spawn_error is None:
@@ -122,6 +125,13 @@ class Starting:
                 self._broker.note(agent, "agent_start_failed", {"error": str(error)}, severity="warning")
             self._endings.finish(agent)
             raise
+
+    def _make_private(self, agent: Agent) -> None:
+        path = self.private_path(agent.id)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(f"no temporary directory for {agent.name}: {path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Start nothing from now on."""
@@ -228,9 +238,7 @@ class Starting:
         env.update(request.env)
         env["AGENTOS_AGENT_ID"] = agent_id
         env["AGENTOS_RUN"] = self._boot["run_id"]
-        private = self.private_path(agent_id)
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        env["TMPDIR"] = str(private)
+        env["TMPDIR"] = str(self.private_path(agent_id))
         return env
 
     def new_id(self) -> str:
@@ -239,6 +247,14 @@ class Starting:
     def private_path(self, agent_id: str) -> Path:
         """Return the agent's own directory, made 0700 before it starts and removed when its tree is gone."""
         return Path(self._boot["tmp"]) / agent_id
+
+
+def _check_size(request: Request) -> None:
+    """The command goes on record whole, or it is not started. Raises ProgramNotRunnable."""
+    size = sum(len(word) + 1 for word in request.argv)
+    if size > ACTION_BYTES_MAX:
+        why = f"its argv has {size} characters, the limit is {ACTION_BYTES_MAX}; pass them in a file"
+        raise ProgramNotRunnable(request.argv[0][:200], why)
 
 
 def choose_level(request: Request) -> str:

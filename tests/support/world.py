@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,31 @@ def directories(base: Path) -> Iterator[dict[str, str]]:
 
 
 class Host:
-    """A host program in a process of its own, with one agent (see host.py)."""
+    """A host program in a process of its own, with one agent (see host.py). Root may have it run as another user."""
 
-    def __init__(self, base: Path, start: dict[str, Any], **kernel: Any) -> None:
+    def __init__(
+        self,
+        base: Path,
+        start: dict[str, Any],
+        *,
+        limits: dict[str, int] | None = None,
+        user: int | None = None,
+        **kernel: Any,
+    ) -> None:
         self.base = base
         self.cookie = f"agentos-test-{uuid.uuid4().hex}"
         self.work = base / "work"
         self.work.mkdir(exist_ok=True)
         start.setdefault("env", {})["COOKIE"] = self.cookie
-        spec = {"cwd": str(self.work), "start": start, "kernel": kernel}
+        spec = {"cwd": str(self.work), "start": start, "kernel": kernel, "limits": limits or {}}
+        as_user = {} if user in (None, os.getuid()) else {"user": user, "group": user, "extra_groups": []}
+        if as_user:
+            for path in (base, self.work):
+                os.chown(path, user or 0, user or 0)
         with directories(base) as environment:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "host.py"), json.dumps(spec)],
-                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **as_user,
             )  # fmt: skip
         self.facts = self._read()
 
@@ -135,7 +147,8 @@ class Host:
             if stream is not None:
                 stream.close()
         for pid in carriers(self.cookie):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Client:
