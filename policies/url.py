@@ -103,8 +103,6 @@ def normalise_host(host: str) -> str:
 
 
 def _ascii_host(host: str) -> str:
-    if len(host) > HOST_CHARACTERS_MAX + 1:  # the final dot; an A-label is never shorter than its U-label
-        raise InvalidResource(f"host {host[:80]!r}… is too long")
     host = host.translate(_LOWER)  # ASCII only: str.lower makes a k of the Kelvin sign, others do not
     if host.isascii():
         return host

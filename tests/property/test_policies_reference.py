@@ -160,14 +160,14 @@ NAMES = st.builds(
 ).map(normalise)
 
 
-@settings(deadline=None, max_examples=1_500)
+@settings(deadline=None, max_examples=800)
 @given(PATTERN_PATHS, NAMES)
 def test_one_pattern_against_one_name(pattern: str, name: str) -> None:
     policy = Policy("t", rules=[Rule("allow", Pattern("read", pattern.replace("\\[1]", "")))])
     assert policy.decide("read", name).allowed is reference.glob(pattern.replace("\\[1]", ""), name)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(PATTERN_PATHS, min_size=17, max_size=40), NAMES)
 def test_many_patterns_of_one_rule_are_any_of_them(patterns: list[str], name: str) -> None:
     """Enough of them that they are filed into trees of expressions."""

@@ -220,6 +220,21 @@ def test_a_bounded_policy_keeps_its_bounds_under_a_parent_agent() -> None:
     assert [act(child, "read", name).allowed for name in "abc"] == [False, True, False]
 
 
+def test_restrictions_of_the_policy_and_of_the_agent_add_up() -> None:
+    bound = policy("allow * *").restricted(["no_network"])
+    agent = EffectivePolicy(bound, workspace="/w", restrictions=["no_write"])
+    assert [act(agent, op, "x").allowed for op in ("read", "write", "network", "execute")] == [True, False, False, True]
+
+
+def test_the_standing_sets_of_an_agent_hold_under_every_bound_of_its_policy() -> None:
+    sets = standing(secret_self_paths=["/var/state"], command_paths=["/opt/tool"])
+    agent = EffectivePolicy(under(policy("allow read a"), policy("allow read a")), workspace="/w", standing=sets)
+    assert act(agent, "read", "/usr/lib/x.so").allowed
+    assert act(agent, "execute", "/opt/tool").allowed
+    assert act(agent, "read", "a").allowed
+    assert act(agent, "read", "/var/state/x").reason == "protected"
+
+
 def test_the_private_directory_of_a_child_is_its_own_whatever_its_parent_may() -> None:
     """It lies in a directory that is closed to every other agent."""
 

@@ -105,6 +105,21 @@ def test_a_pattern_stays_in_its_own_name_space(pattern: str, space: str) -> None
             assert not [name for name in names if covers(pattern, name, operation="network")], other
 
 
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        ("unix:/run/*.sock", "unix:/run/x.sock", "unix:/run/a/x.sock"),
+        ("unix:/run/x.sock", "unix:/run//y/../x.sock", "/run/x.sock"),
+        ("unix:@*", "unix:@x", "unix:/x"),
+        ("unix:@x*", "unix:@xy", "unix:@y"),
+        ("unix:@/tmp/*", "unix:@/tmp/.X11-unix/X0", "unix:@/run/x"),
+    ],
+)
+def test_sockets_have_patterns_too(pattern: str, yes: str, no: str) -> None:
+    assert covers(pattern, yes, operation="network/connect")
+    assert not covers(pattern, no, operation="network/connect")
+
+
 @pytest.mark.parametrize("pattern", ["./*", "**/*", "*/*", "?*", "[.]*", "**/?"])
 def test_the_workspace_itself_is_not_below_itself(pattern: str) -> None:
     assert not covers(pattern, ".")
