@@ -7,8 +7,10 @@ not hide the others.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +50,7 @@ def events(run: Run, wanted: Wanted | None = None, *, after_seq: int = 0) -> Ite
     from agentos.recorder.query import Query  # noqa: PLC0415  # SQLite: who only asks the living must not load it
     from agentos.recorder.reader import RunReader  # noqa: PLC0415
 
+    _bring_home(run)
     asked = wanted or Wanted()
     severities = tuple(asked.severities) or None
     queries = [
@@ -65,6 +68,21 @@ def events(run: Run, wanted: Wanted | None = None, *, after_seq: int = 0) -> Ite
                 yield event.to_json()
     finally:
         reader.close()
+
+
+def _bring_home(run: Run) -> None:
+    """Commit what only the journal of a crashed run holds, and forget that the run was ever alive.
+
+    A run that ended in order took its runtime directory with it; one that has not said who it is may be starting.
+    """
+    from agentos.recorder.recover import recover  # noqa: PLC0415  # as above
+
+    if run.meta.exists() and not run.alive():
+        with contextlib.suppress(
+            HostError, OSError
+        ):  # its recorder is still at it, or it is damaged: it is read as it is
+            recover(run.state)
+            shutil.rmtree(run.runtime)
 
 
 def _selected(reader: RunReader, queries: Sequence[Query], last: int | None) -> Iterable[AuditEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from command_line import PROGRAM, UNMEDIATED, CommandLine
 from world import wait_until
+
+from agentos.recorder.storage.sqlite import SqliteStorage
 
 AGENT = """
 import agentos
@@ -169,6 +172,23 @@ def test_a_crashed_kernels_record_is_read_to_its_end(agentos: CommandLine) -> No
     os.kill(row["kernel_pid"], signal.SIGKILL)
     wait_until(lambda: agentos.out("ps", "-q") == "", what="the kernel to be gone")
     assert [e["event_type"] for e in agentos.events("gone")] == ["agent_starting", "agent_started"]
+
+
+def test_to_ask_for_a_crashed_record_brings_its_journal_home(agentos: CommandLine) -> None:
+    agentos.detached("--name", "gone", "--", "sleep", "60")
+    row = agentos.json("inspect", "gone")
+    os.kill(row["recorder_pid"], signal.SIGSTOP)  # what comes now reaches the journal alone
+    os.kill(row["pid"], signal.SIGUSR2)
+    journal = agentos.state / "runs" / row["run"] / "journal"
+    wait_until(lambda: b"agent_exited" in b"".join(each.read_bytes() for each in journal.iterdir()), what="the exit")
+    for process in ("recorder_pid", "kernel_pid"):
+        os.kill(row[process], signal.SIGKILL)
+    wait_until(lambda: agentos.out("ps", "-q") == "", what="the kernel to be gone")
+    with contextlib.closing(SqliteStorage(journal.parent / "flight.db", read_only=True)) as database:
+        before = database.last_seq(row["run"])
+        told = agentos.events("--run", row["run"], "--severity", "debug")
+        assert database.last_seq(row["run"]) == told[-1]["seq"] > before
+    assert not (agentos.runtime / "runs" / row["run"]).exists()
 
 
 def test_a_damaged_record_is_named_and_hides_no_other(agentos: CommandLine) -> None:
