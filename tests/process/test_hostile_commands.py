@@ -26,7 +26,7 @@ from agentos import wire
 from agentos.errors import AgentosError, ProgramNotRunnable
 from agentos.faults import rebuild
 
-NOBODY = 65534
+STRANGER = 60_000 + os.getpid() % 1_000  # a user who has no process yet
 SLEEPER = [SYSTEM_PYTHON, "-c", "import time; time.sleep(60)"]
 Start = Callable[..., Host]
 
@@ -371,18 +371,18 @@ def test_without_descriptors_a_start_fails_by_name_and_others_go_on(tmp_path: Pa
         host.close()
 
 
-def can_be_nobody() -> bool:
+def can_be_a_stranger() -> bool:
     """Root is held to no number of processes; where another user can read this checkout, that user's host is."""
     if os.getuid() != 0:
         return True
     done = subprocess.run(
         [sys.executable, "-c", "import agentos.client.launch"],
-        cwd=PROJECT, user=NOBODY, group=NOBODY, extra_groups=[], check=False, capture_output=True,
+        cwd=PROJECT, user=STRANGER, group=STRANGER, extra_groups=[], check=False, capture_output=True,
     )  # fmt: skip
     return done.returncode == 0
 
 
-@pytest.mark.parametrize("user", [NOBODY if os.getuid() == 0 else os.getuid()] if can_be_nobody() else [])
+@pytest.mark.parametrize("user", [STRANGER if os.getuid() == 0 else os.getuid()] if can_be_a_stranger() else [])
 def test_without_processes_a_start_fails_by_name_and_others_go_on(user: int) -> None:
     with tempfile.TemporaryDirectory() as base:  # where that user can go
         host = Host(Path(base), {"argv": SLEEPER}, limits={"RLIMIT_NPROC": 15}, user=user)
