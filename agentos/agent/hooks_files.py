@@ -18,18 +18,27 @@ from urllib.parse import unquote, urlsplit
 from agentos.agent.wanted import NO_DIRECTORY, Wanted, file_action
 
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_directory = threading.local()  # the dir_fd of the os.open that this thread is in
+_opening = threading.local()  # (path, dir_fd) of the os.open that this thread is in
 
 
 def _open(path: Any, _mode: str | None, flags: int) -> Iterator[Wanted]:
     if isinstance(path, int):
         return  # a descriptor that is open already
-    dir_fd = getattr(_directory, "fd", NO_DIRECTORY)
+    dir_fd = _take_directory(path)
     follow = not flags & os.O_NOFOLLOW
-    if not flags & _WRITES or flags & os.O_ACCMODE == os.O_RDWR:
+    if flags & os.O_ACCMODE != os.O_WRONLY:  # O_CREAT and O_TRUNC write, and leave what they open readable
         yield file_action("read", path, dir_fd, follow=follow)
     if flags & _WRITES:
         yield file_action("write", path, dir_fd, follow=follow)
+
+
+def _take_directory(path: Any) -> int:
+    """Return the dir_fd of the os.open that this event is of. What a signal handler opens meanwhile is its own."""
+    opening, dir_fd = getattr(_opening, "now", (None, NO_DIRECTORY))
+    if opening is None or os.fspath(opening) != path:
+        return NO_DIRECTORY
+    _opening.now = (None, NO_DIRECTORY)
+    return int(dir_fd)
 
 
 def _list(path: Any) -> Iterator[Wanted]:
@@ -127,12 +136,12 @@ def _knowing_directory(original: Callable[..., int]) -> Callable[..., int]:
     def open_at(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if dir_fd is None:
             return original(path, flags, mode)
-        before = getattr(_directory, "fd", NO_DIRECTORY)  # a signal handler may interrupt one os.open with another
-        _directory.fd = dir_fd
+        before = getattr(_opening, "now", (None, NO_DIRECTORY))
+        _opening.now = (path, dir_fd)
         try:
             return original(path, flags, mode, dir_fd=dir_fd)
         finally:
-            _directory.fd = before
+            _opening.now = before
 
     return open_at
 
@@ -140,7 +149,8 @@ def _knowing_directory(original: Callable[..., int]) -> Callable[..., int]:
 def _decided_like_mkdir(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def make(path: Any, *args: Any, **kwargs: Any) -> None:
-        sys.audit(f"os.{original.__name__}", path, kwargs.get("dir_fd") or NO_DIRECTORY)
+        dir_fd = kwargs.get("dir_fd")
+        sys.audit(f"os.{original.__name__}", path, NO_DIRECTORY if dir_fd is None else dir_fd)
         original(path, *args, **kwargs)
 
     return make

@@ -101,6 +101,11 @@ def low_level_write() -> int:
     return os.write(os.open("new", os.O_WRONLY | os.O_CREAT, 0o600), b"x")
 
 
+def create_and_read() -> bytes:
+    """A file that may be created is readable all the same."""
+    return os.read(os.open("secret", os.O_RDONLY | os.O_CREAT), 100)
+
+
 def remove() -> bool:
     os.remove("old")
     return True
@@ -204,6 +209,7 @@ ATTEMPTS: dict[str, tuple[Callable[[], Any], list[tuple[str, str]], Callable[[Pa
     "write": (write_text, [("write", "new")], appeared),
     "append": (append, [("write", "old")], unchanged("old")),
     "os.open": (low_level_write, [("write", "new")], appeared),
+    "O_RDONLY with O_CREAT": (create_and_read, [("read", "secret"), ("write", "secret")], None),
     "remove": (remove, [("write/delete", "old")], lambda work: not (work / "old").exists()),
     "remove a link": (remove_a_link, [("write/delete", "link")], lambda work: not (work / "link").is_symlink()),
     "rename": (rename, [("write/rename", "moved"), ("write/rename", "new")], appeared),
@@ -400,6 +406,34 @@ def test_threads_forks_and_signal_handlers_are_decided_too(work: Path) -> None:
 
     outcome, _ = attempt(work, everything_but("read", "secret"), everywhere)
     assert outcome == ["refused"] * 10
+
+
+def test_what_a_handler_opens_meanwhile_has_its_own_directory(work: Path) -> None:
+    """A signal comes while an os.open below a descriptor is being decided: the handler's names are not below it."""
+
+    def interrupted() -> list[str]:
+        import signal
+
+        seen: list[str] = []
+
+        def on_signal(*_: object) -> None:
+            with open("moved") as file:
+                seen.append(file.read())
+
+        signal.signal(signal.SIGALRM, on_signal)
+        shelf = os.open("shelf", os.O_RDONLY | os.O_DIRECTORY)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for number in range(200):
+            os.close(os.open(f"book{number}", os.O_WRONLY | os.O_CREAT, dir_fd=shelf))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return sorted(set(seen))
+
+    outcome, actions = attempt(work, everything(), interrupted)
+    assert outcome == ["moved"]
+    named = {one["resource"] for one in actions if one["operation"] == "read" and one["layer"] == "policy"}
+    assert named <= {"moved", "shelf/", "."}, named
+    written = {one["resource"] for one in actions if one["operation"] == "write"}
+    assert written == {f"shelf/book{number}" for number in range(200)}
 
 
 def test_multiprocessing_and_other_interpreters_are_seen(work: Path) -> None:
