@@ -1,6 +1,6 @@
 """What binds one agent: its policy, the rule sets before it, its permissions, and its parent above.
 
-Order: invalid names, @self, @command, @runtime, permissions and restrictions, rules of the command line, the
+Order: invalid names, @private, @self, @command, @runtime, permissions and restrictions, rules of the command line, the
 policy, its default; then the parent's bound (R9). Immutable, hence cached: a reload makes a new object. What an
 action's moment decides (conditions, limits) is never cached.
 """
