@@ -62,10 +62,22 @@ class Broker:
         )  # fmt: skip
 
     def _take(self, agent: Agent, frame: Any) -> None:
-        if type(frame) is wire.Act:
-            self._on_act(agent, frame)
-        else:
-            self._on_frame(agent, frame)
+        try:
+            if type(frame) is wire.Act:
+                self._on_act(agent, frame)
+            else:
+                self._on_frame(agent, frame)
+        except ProtocolError:
+            raise
+        except Exception as error:
+            self._on_fault(agent, frame, error)
+
+    def _on_fault(self, agent: Agent, frame: Any, error: Exception) -> None:
+        """Something of ours failed over one frame: say so, and refuse it; its sender must not wait for ever."""
+        data = {"frame": type(frame).__name__, "error": repr(error)[:TEXT_MAX]}
+        self.note(agent, "kernel_fault", data, severity="critical")
+        if isinstance(frame, wire.Act):
+            self._respond(agent, decide.refuse(frame, decide.KERNEL_FAULT))
 
     # --- one action ------------------------------------------------------------------------------------------------
 
@@ -113,13 +125,16 @@ class Broker:
         if record.durable:
             agent.undecided += 1
             finish = partial(self._finish, agent, act, commands[1:], seq, record)
-            self._recording.when_durable(seq, partial(self._finish_durable, agent, finish))
+            self._recording.when_durable(seq, partial(self._finish_durable, agent, act, finish))
         else:
             self._finish(agent, act, commands[1:], seq, record, durable=True)
 
-    def _finish_durable(self, agent: Agent, finish: Callable[[bool], None], durable: bool) -> None:
+    def _finish_durable(self, agent: Agent, act: wire.Act, finish: Callable[..., None], durable: bool) -> None:
         agent.undecided -= 1
-        finish(durable)
+        try:
+            finish(durable=durable)
+        except Exception as error:  # others wait for the same acknowledgement
+            self._on_fault(agent, act, error)
         if agent.intake is not None:
             agent.intake.go_on()
 

@@ -12,6 +12,7 @@ from agentos import wire
 from agentos.policies import Decision
 
 RECORDER_UNAVAILABLE: Final = "recorder_unavailable"
+KERNEL_FAULT: Final = "kernel_fault"  # deciding failed, which allows nothing
 
 _SEVERITY: Final = {"allow": "info", "ask": "info", "deny": "warning"}
 _MACHINERY: Final = "@runtime"  # what any program reads to run at all: on record, but no part of the story

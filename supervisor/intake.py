@@ -87,13 +87,18 @@ class Intake:
             self._pause()
 
     def _drain_on(self, then: Callable[[int], None]) -> None:
-        if self._left > 0 and not self._closed and (got := self._read_once(min(READ_BYTES, self._left))) > 0:
-            self._left -= got
-            self._loop.call_soon(self._drain_on, then)
-            return
-        unfinished = 0 if self._closed else self._decoder.pending_bytes
-        self.close()
-        then(unfinished)
+        got = 0
+        try:
+            if self._left > 0 and not self._closed:
+                got = self._read_once(min(READ_BYTES, self._left))
+        finally:  # whatever goes wrong: without `then` it would never be said to have ended
+            if got > 0:
+                self._left -= got
+                self._loop.call_soon(self._drain_on, then)
+            else:
+                unfinished = 0 if self._closed else self._decoder.pending_bytes
+                self.close()
+                then(unfinished)
 
     def _read_once(self, small: int) -> int:
         """Take in the frames of one read; returns its bytes, 0 at the end and -1 when there was nothing to read."""

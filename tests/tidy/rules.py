@@ -72,6 +72,7 @@ CTYPES = {"supervisor/linux.py"}
 TOP_LOOPS = {
     "supervisor/zygote.py",  # a forked child must report and never return into the zygote
     "supervisor/kernel.py",  # one client's bad call must not end everybody's kernel
+    "supervisor/broker.py",  # a frame that we fail over is refused: its sender must not wait for ever
     "agentos/agent/entry.py",  # the agent's own function
 }
 

@@ -1,0 +1,180 @@
+"""The broker and its intake when something of the kernel's own fails: refused, on record, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+from records import RUN
+
+from agentos import wire
+from agentos.clock import SystemClock
+from agentos.policies import EffectivePolicy, Policy
+from agentos.recorder.event import AuditEvent
+from agentos.recorder.journal import JournalReader, JournalWriter
+from agentos.supervisor import decide
+from agentos.supervisor.agents import Agent
+from agentos.supervisor.broker import Broker
+from agentos.supervisor.outbox import Outbox
+from agentos.supervisor.policy_source import parse_rule
+from agentos.supervisor.recording import Recording
+
+ACT = wire.Act(1, "read", "data/x", None, None, "/", {}, "sdk")
+
+
+class FaultyPolicy:
+    """Fails where a bug of ours would: while it decides."""
+
+    hash = "0"
+
+    def decide(self, *_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("planted")
+
+
+class Bench:
+    """A broker over a real journal, one agent with real pipes, and no sentry and no recorder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.directory = directory
+        self.recording = Recording(self.loop, JournalWriter(directory, run_id=RUN), SystemClock())
+        self.delivered: list[str] = []
+        self.calls: list[wire.Call] = []
+        self.broker = Broker(
+            self.loop, self.recording, SystemClock(),
+            deliver=lambda _, signal, __: self.delivered.append(signal.name),
+            on_call=lambda _, call: self.calls.append(call), notify=lambda *_: None,
+        )  # fmt: skip
+        self.agent = Agent(
+            id="a", name="a", execution_id="a", kind="python", command=[], level="hooks", cwd="/",
+            policy=EffectivePolicy(Policy.builtin("permissive"), workspace="/"), policy_name="permissive", context={},
+            grace_s=1.0,
+        )  # fmt: skip
+        self.up_read, self.up = os.pipe()
+        self.down, down_write = os.pipe()
+        self.agent.descriptors = [self.up_read, down_write]
+        self.agent.verdicts = Outbox(self.loop, down_write, lambda _: None)
+        self.broker.watch_agent(self.agent, self.up_read)
+        self._decoder = wire.Decoder(wire.TO_AGENT_VERDICTS)
+
+    def be_faulty(self) -> None:
+        self.agent.policy = cast("EffectivePolicy", FaultyPolicy())
+
+    def send(self, *frames: Any) -> None:
+        os.write(self.up, b"".join(map(wire.encode, frames)))
+
+    async def verdicts(self, count: int) -> list[wire.Verdict]:
+        os.set_blocking(self.down, False)
+        found: list[wire.Verdict] = []
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                with contextlib.suppress(BlockingIOError):
+                    found.extend(self._decoder.feed(os.read(self.down, 65_536)))
+                await asyncio.sleep(0.002)
+        return found
+
+    def recorded(self, kind: str) -> list[AuditEvent]:
+        with contextlib.closing(JournalReader(self.directory)) as reader:
+            return [event for event in reader.read() if event.event_type == kind]
+
+    def close(self) -> None:
+        self.agent.close(self.loop)
+        os.close(self.up)
+        os.close(self.down)
+        self.recording.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(5_000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("it never came true")
+
+
+def play(story: Callable[[Bench], Awaitable[None]], directory: Path) -> None:
+    async def main() -> None:
+        with _bench(directory) as bench:
+            await story(bench)
+
+    uvloop.run(main())
+
+
+@contextlib.contextmanager
+def _bench(directory: Path) -> Iterator[Bench]:
+    bench = Bench(directory)
+    try:
+        yield bench
+    finally:
+        bench.close()
+
+
+def test_an_action_over_which_the_kernel_fails_is_denied_and_on_record(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.be_faulty()
+        bench.send(ACT, ACT._replace(id=2))
+        for number, verdict in enumerate(await bench.verdicts(2), 1):
+            assert (verdict.id, verdict.effect, verdict.reason) == (number, "deny", decide.KERNEL_FAULT)
+        faults = bench.recorded("kernel_fault")
+        assert [(one.severity, one.agent_id, one.data["frame"]) for one in faults] == [("critical", "a", "Act")] * 2
+        assert "planted" in faults[0].data["error"]
+
+    play(story, tmp_path)
+
+
+def test_a_fault_in_the_last_words_of_a_process_does_not_hide_its_end(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        bench.be_faulty()
+        assert bench.agent.intake is not None
+        ended: asyncio.Future[int] = bench.loop.create_future()
+        bench.send(ACT, wire.Result(b"the result"))
+        bench.agent.intake.drain(ended.set_result)
+        async with asyncio.timeout(10):
+            assert await ended == 0
+        assert bench.agent.result == b"the result"  # what came behind the fault is not lost
+
+    play(story, tmp_path)
+
+
+def test_a_stream_that_cannot_be_read_does_not_hide_the_end(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        seen: list[Any] = []
+        bench.loop.set_exception_handler(lambda _, context: seen.append(context["exception"]))
+        assert bench.agent.intake is not None
+        bench.send(ACT)
+        ended: asyncio.Future[int] = bench.loop.create_future()
+        bench.agent.intake._left = 1
+        bench.agent.intake._pause()
+        os.dup2(os.open("/", os.O_RDONLY), bench.up_read)  # reading it fails: EISDIR
+        with contextlib.suppress(IsADirectoryError):
+            bench.agent.intake._drain_on(ended.set_result)
+        assert ended.done()
+
+    play(story, tmp_path)
+
+
+def test_a_fault_behind_the_record_denies_and_lets_the_others_be_answered(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        deny = parse_rule("deny", "read:data/*")
+        bench.agent.policy = EffectivePolicy(Policy.builtin("permissive"), workspace="/", extra_rules=(deny,))
+        failing = [True]
+
+        def notify(*_: Any) -> None:
+            if failing:
+                failing.pop()
+                raise ZeroDivisionError("planted")
+
+        bench.broker._notify = notify
+        bench.send(ACT, ACT._replace(id=2, resource="data/y"), ACT._replace(id=3, resource="data/z"))
+        await until(lambda: bench.agent.undecided == 3)
+        bench.recording.acknowledged(bench.recording.last_seq)
+        assert {one.id for one in await bench.verdicts(4)} == {1, 2, 3}
+        assert len(bench.recorded("kernel_fault")) == 1
+        assert bench.agent.undecided == 0
+
+    play(story, tmp_path)
