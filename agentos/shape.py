@@ -25,16 +25,19 @@ _KEYS: Final = frozenset({str, int, bytes, bool, float, type(None)})
 _VALUES: Final = _KEYS | set(_NESTED)
 
 
-def check_items(body: bytes | bytearray | memoryview, items_max: int = ITEMS_MAX) -> None:
-    """Raise ValueError unless `body` is complete and holds at most `items_max` items, at any depth."""
+def check_items(body: bytes | bytearray | memoryview, items_max: int = ITEMS_MAX) -> int:
+    """Return how many items `body` holds, at any depth. Raises ValueError unless it is complete and within the limit.
+
+    A map counts its keys; what an extension holds is not looked at.
+    """
     position, left, end = 0, 1, len(body)
-    for _ in range(items_max):
+    for count in range(1, items_max + 1):
         if position >= end:
             raise ValueError("ends before what it announces")
         position, inside = _step(body, position)
         left += inside - 1
         if left == 0:
-            return
+            return count
     raise ValueError(f"holds more than {items_max} items")
 
 

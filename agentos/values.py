@@ -3,6 +3,9 @@
 Both ends are this module, so what goes in comes out equal: None, bool, int (any size), float, str, bytes, list,
 tuple, dict, set, frozenset, datetime, date, timedelta, Decimal, UUID. An Enum crosses as its value, a dataclass or a
 pydantic model as a dict of its fields. Anything else is NotSerialisable, naming the type and the place.
+
+A value holds at most VALUE_ITEMS_MAX items, keys and values at every depth together. They are counted before anything
+is decoded: a byte becomes up to 72 bytes of memory, so what an agent returns may cost its host 72 MB, not gigabytes.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -18,6 +21,10 @@ from uuid import UUID
 import msgpack
 
 from agentos.errors import NotSerialisable, ProtocolError
+from agentos.shape import check_items
+
+VALUE_ITEMS_MAX: Final = 1_000_000
+COUNTED_FROM_BYTES: Final = 4_096  # what is smaller cannot decode into much
 
 _DATETIME, _DATE, _TIMEDELTA, _DECIMAL, _UUID, _SET, _FROZENSET, _TUPLE, _INT = range(1, 10)
 _DEPTH_MAX: Final = 200  # msgpack's own unpacker stops at 511; leave room
@@ -29,6 +36,11 @@ def pack_value(value: Any, where: str) -> bytes:
         packed: bytes = msgpack.packb(_plain(value, where, 0), use_bin_type=True)
     except (ValueError, OverflowError, UnicodeEncodeError) as error:
         raise NotSerialisable(f"{type(value).__name__} ({error})", where) from error
+    if len(packed) > VALUE_ITEMS_MAX:  # an item takes a byte at least
+        try:
+            unpack_value(packed)
+        except ProtocolError as error:
+            raise NotSerialisable(f"{type(value).__name__} ({error})", where) from error
     return packed
 
 
@@ -44,8 +56,8 @@ def pack_arguments(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def unpack_value(data: bytes) -> Any:
     """Return the value. Raises ProtocolError for bytes that `pack_value` cannot have made."""
     try:
-        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
-    except (ValueError, TypeError, RecursionError, InvalidOperation, msgpack.exceptions.UnpackException) as error:
+        return _Unpacker(VALUE_ITEMS_MAX).unpack(data)
+    except (ValueError, TypeError, ArithmeticError, RecursionError, msgpack.exceptions.UnpackException) as error:
         raise ProtocolError(f"not a packed value: {error}") from error
 
 
@@ -102,16 +114,33 @@ def _record(value: Any, where: str, depth: int) -> Any:
     raise NotSerialisable(f"{type(value).__module__}.{type(value).__qualname__}", where)
 
 
-def _from_ext(code: int, data: bytes) -> Any:
-    if code in (_SET, _FROZENSET, _TUPLE):
-        items = msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=_from_ext)
-        return set(items) if code == _SET else frozenset(items) if code == _FROZENSET else tuple(items)
-    if code == _TIMEDELTA:
-        days, seconds, microseconds = msgpack.unpackb(data)
-        return timedelta(days=days, seconds=seconds, microseconds=microseconds)
-    if code not in _READERS:
-        raise ValueError(f"unknown extension type {code}")
-    return _READERS[code](data.decode())
+class _Unpacker:
+    """For one value: counts what it holds, inside its extensions too, before it decodes it."""
+
+    def __init__(self, items_max: int) -> None:
+        self._items_max = items_max
+        self._left = items_max
+
+    def unpack(self, data: bytes) -> Any:
+        """Return what `data` says. Raises whatever msgpack and the types raise for nonsense."""
+        if len(data) > COUNTED_FROM_BYTES or self._left < self._items_max:
+            try:
+                self._left -= check_items(data, self._left)
+            except ValueError as error:
+                limit = f"; the limit of a whole value is {self._items_max}" if self._left < self._items_max else ""
+                raise ValueError(f"it {error}{limit}") from error
+        return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=self._from_ext)
+
+    def _from_ext(self, code: int, data: bytes) -> Any:
+        if code in (_SET, _FROZENSET, _TUPLE):
+            items = self.unpack(data)
+            return set(items) if code == _SET else frozenset(items) if code == _FROZENSET else tuple(items)
+        if code == _TIMEDELTA:
+            days, seconds, microseconds = self.unpack(data)
+            return timedelta(days=days, seconds=seconds, microseconds=microseconds)
+        if code not in _READERS:
+            raise ValueError(f"unknown extension type {code}")
+        return _READERS[code](data.decode())
 
 
 _READERS: Final[dict[int, Callable[[str], Any]]] = {

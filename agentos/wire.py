@@ -423,7 +423,7 @@ def _check_shape(cls: type[Any], *kinds: type) -> tuple[int, ...]:
     return tuple(index for index, kind in enumerate(kinds) if checks[index] is None or kind in (list, dict))
 
 
-def _check(check: Callable[[Any, int], None], value: Any, limit: int, *, where: str) -> None:
+def _check(check: Callable[[Any, int], object], value: Any, limit: int, *, where: str) -> None:
     try:
         check(value, limit)
     except ValueError as error:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pickle
 import threading
+import tracemalloc
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.errors import NotSerialisable, ProtocolError
-from agentos.values import pack_value, unpack_value
+from agentos.values import VALUE_ITEMS_MAX, pack_value, unpack_value
 
 
 class Colour(Enum):
@@ -101,3 +102,36 @@ def test_a_pickle_is_just_bytes() -> None:
     assert unpack_value(msgpack.packb(bomb)) == bomb
     with pytest.raises(ProtocolError):
         unpack_value(msgpack.packb(msgpack.ExtType(99, bomb)))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\xdd" + (4_000_000).to_bytes(4) + b"\x80" * 4_000_000,
+        msgpack.packb([msgpack.ExtType(8, msgpack.packb([0] * 5_000))] * 201),
+        msgpack.packb(msgpack.ExtType(8, b"\xdd" + (1_100_000).to_bytes(4) + b"\x80" * 1_100_000)),
+    ],
+    ids=["dicts", "many tuples", "one tuple"],
+)
+def test_a_value_is_measured_before_it_is_decoded(bomb: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="holds more than .* items"):
+            unpack_value(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_value_crosses_up_to_the_limit_which_is_named_beyond_it() -> None:
+    largest = [0] * (VALUE_ITEMS_MAX - 1)  # the list is an item too
+    assert unpack_value(pack_value(largest, "x")) == largest
+    with pytest.raises(NotSerialisable, match=rf"the result: .* holds more than {VALUE_ITEMS_MAX} items"):
+        pack_value([*largest, 0], "the result")
+    with pytest.raises(NotSerialisable, match=f"the limit of a whole value is {VALUE_ITEMS_MAX}"):
+        pack_value([tuple(largest[:600_000]), set(range(600_000))], "the result")
+
+
+def test_a_duration_beyond_python_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="not a packed value"):
+        unpack_value(msgpack.packb(msgpack.ExtType(3, msgpack.packb([10**12, 0, 0]))))
