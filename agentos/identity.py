@@ -1,11 +1,14 @@
-"""Ids: UUIDv7 (RFC 9562) for what runs, a time and a few random digits for runs; both sort by when they were made."""
+"""Ids and names: a UUIDv7 (RFC 9562) for agents, a time and random digits for runs; both sort by when they were made."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from typing import Final
 
 from agentos.clock import to_datetime
+
+NAME_CHARS_MAX: Final = 128  # of an agent's name: it stands in every table
 
 
 def new_id(wall_ns: int) -> str:

@@ -18,6 +18,7 @@ class Admission:
         self._slots_max = slots_max
         self._running: set[str] = set()
         self._lent: set[str] = set()
+        self._reclaiming: set[str] = set()  # those in line that have run already
         self._line: list[tuple[float, int, str]] = []  # a heap; who left it is still in it until it comes up
         self._waiting: dict[str, int] = {}  # key → its place in `_line`
         self._arrivals = itertools.count()
@@ -43,11 +44,19 @@ class Admission:
         """`key` has ended, or does not want to run any more; return who may run now in its place."""
         self._running.discard(key)
         self._lent.discard(key)
+        self._reclaiming.discard(key)
         self._waiting.pop(key, None)
         return self._admit()
 
     def lend(self, key: str) -> list[str]:
-        """`key` waits for others; return who may run now in its place. What does not run lends nothing."""
+        """`key` waits for others; return who may run now in its place. What has no slot lends none.
+
+        Who waits again before it has its slot back leaves the line: it would hold a slot that nobody can use.
+        """
+        if key in self._reclaiming:
+            self._reclaiming.discard(key)
+            del self._waiting[key]
+            self._lent.add(key)
         if key not in self._running:
             return []
         self._running.remove(key)
@@ -59,6 +68,7 @@ class Admission:
         if key not in self._lent:
             return []
         self._lent.remove(key)
+        self._reclaiming.add(key)
         self._queue(key, -math.inf)
         return self._admit()
 
@@ -74,6 +84,7 @@ class Admission:
             if self._waiting.get(key) != place:
                 continue  # it left the line
             del self._waiting[key]
+            self._reclaiming.discard(key)
             self._running.add(key)
             admitted.append(key)
         return admitted

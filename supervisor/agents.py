@@ -19,6 +19,7 @@ from agentos.supervisor.intake import Intake
 from agentos.supervisor.outbox import Outbox
 
 ENDED_KEPT: Final = 2_000
+COMMAND_CHARS_MAX: Final = 1_000  # of a row: thousands of rows are one answer
 DENIAL_WINDOW_S: Final = 1.0  # identical denials inside it are one durable event and a count
 DENIALS_TRACKED_MAX: Final = 256
 UNDECIDED_MAX: Final = 256  # actions of one agent whose denials are not durable yet; its library sends one at a time
@@ -162,7 +163,7 @@ class Agent:
             "mechanism": self.mechanism,
             "level": self.level,
             "policy": self.policy_name,
-            "command": self.command,
+            "command": _clipped(self.command),
             "parent_id": self.parent_id,
             "started_at": rfc3339(self.started_ns),
             "ended_at": rfc3339(self.ended_ns) if self.ended_ns else None,
@@ -172,6 +173,17 @@ class Agent:
             "exit_signal": self.exit_signal,
             "ended_by": self.ended_by,
         }
+
+
+def _clipped(words: list[str]) -> list[str]:
+    """Return as many of the words as a list of agents can bear; the record has them all."""
+    kept, left = [], COMMAND_CHARS_MAX
+    for word in words:
+        kept.append(word if len(word) <= left else word[:left] + "…")
+        left -= len(word)
+        if left <= 0:
+            break
+    return kept
 
 
 class Agents:

@@ -96,12 +96,14 @@ class Calls:
             notes.append(f"level {agent.level}: the record is not protected from the agent; see docs/limits.md")
         return {"id": agent.id, "pid": agent.pid, "level": agent.level, "notes": notes}
 
-    async def _start(self, params: Params, parent: Agent | None, descriptors: list[int]) -> Agent:
+    async def _start(
+        self, params: Params, parent: Agent | None, descriptors: list[int], *, bounded: bool = True
+    ) -> Agent:
         kernel = self._kernel
         agent_id = kernel.starting.new_id()
         request = parse_request(
-            params, parent, policy=kernel.policy, boot=kernel.boot, agent_id=agent_id,
-            private=str(kernel.starting.private_path(agent_id)),
+            params, parent, bounded=bounded, policy=kernel.policy, boot=kernel.boot, quota=kernel.quota,
+            agent_id=agent_id, private=str(kernel.starting.private_path(agent_id)),
         )  # fmt: skip
         self._count(request.name, params.get("rate_limit"))
         return await kernel.starting.start(request, descriptors[0] if descriptors else None)
@@ -131,10 +133,8 @@ class Calls:
         merged["timeout_s"] = params.get("timeout_s") or self._kernel.boot["timeout_s"]
         if caller.agent is None:  # a child of an agent is held at its parent's level
             merged["require"] = params.get("require")
-        bounded = parent if caller.agent or params.get("inherit_permissions", True) else None
-        agent = await self._start(merged, bounded, [])
-        agent.parent_id = parent.id if parent else None
-        return agent.id
+        bounded = bool(caller.agent or params.get("inherit_permissions", True))
+        return (await self._start(merged, parent, [], bounded=bounded)).id
 
     def _child(self, caller: Caller, params: Params) -> dict[str, Any]:
         """Return what is registered as `name`. An agent may also name an import path: bounded by it, as any child."""
@@ -171,7 +171,10 @@ class Calls:
     async def signal(self, caller: Caller, params: Params) -> dict[str, Any]:
         agent = self._agent(caller, params, "send_signal")
         signal = parse_signal(params["signal"])
-        done = await self._kernel.endings.send(agent, signal, params.get("scope"), caller.who)
+        scope = params.get("scope")
+        if scope not in (None, "tree", "leader"):
+            raise BadRequest(f"unknown scope {str(scope)[:ID_MAX]!r}; known: tree, leader")
+        done = await self._kernel.endings.send(agent, signal, scope, caller.who)
         state = lifecycle.public_state(agent.state)
         return {"ok": done.ok, "processes": done.processes, "mechanism": done.mechanism, "detail": done.detail,
                 "state": state}  # fmt: skip

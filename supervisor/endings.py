@@ -23,6 +23,8 @@ from agentos.signals import AgentSignal, default_scope
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 
+_ENDED: Final = "ended"  # what is said of a delivery whose agent ended before it was confirmed
+_MEANT_TO_END: Final = frozenset({AgentSignal.SIGKILL, AgentSignal.SIGSTOP, AgentSignal.SIGTERM})  # nothing runs: done
 CONFIRM_LIMIT_S: Final = 70.0  # the sentry's own limits are below this
 
 
@@ -65,7 +67,8 @@ class Endings:
         self._hold(agent, signal)
         self._tell(agent, request)
         try:
-            return await asyncio.wait_for(future, CONFIRM_LIMIT_S)
+            done = await asyncio.wait_for(future, CONFIRM_LIMIT_S)
+            return done if done.detail != _ENDED or signal in _MEANT_TO_END else done._replace(ok=False)
         except TimeoutError:
             return wire.Delivered(request.id, False, 0, "none", f"not confirmed within {CONFIRM_LIMIT_S:g} s")
         finally:
@@ -99,8 +102,8 @@ class Endings:
 
     async def stop(self, agent: Agent, grace_s: float | None, sender: str) -> None:
         """TERM, CONT, grace, KILL; returns when nothing of the tree lives. Raises StillAlive."""
-        agent.ended_by = agent.ended_by or "stop"
         if not agent.ended:
+            agent.ended_by = agent.ended_by or "stop"
             await self.send(agent, AgentSignal.SIGTERM, "leader", sender)
             await self.send(agent, AgentSignal.SIGCONT, "tree", sender)  # a stopped process takes no TERM before
             with contextlib.suppress(TimeoutError):
@@ -196,7 +199,7 @@ class Endings:
         agent.first_seen.set()
         for future in agent.deliveries.values():
             if not future.done():
-                future.set_result(wire.Delivered(0, True, 0, "none", "ended"))
+                future.set_result(wire.Delivered(0, True, 0, "none", _ENDED))
         for query in agent.queries.values():
             query.cancel()
         agent.deliveries.clear()

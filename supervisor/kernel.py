@@ -27,6 +27,7 @@ from agentos import wire
 from agentos.clock import SystemClock, rfc3339
 from agentos.errors import AgentosError, HostError, ProtocolError
 from agentos.faults import to_fault
+from agentos.policies import Quota
 from agentos.recorder.journal import JournalWriter
 from agentos.signals import AgentSignal
 from agentos.supervisor import linux
@@ -104,6 +105,7 @@ class Kernel:
             deliver=self._deliver_soon, on_call=self._on_agent_call, notify=self._notify,
         )  # fmt: skip
         self.endings.broker = self.broker
+        self.quota = Quota()
         self.slots = Slots(loop, boot["slots"])
         self.starting = Starting(
             loop, boot, self.agents, self.recording, self._clock, self.broker, self.endings, self.zygote.fork_sentry,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from agentos.actions import OPERATIONS, base_operation
 from agentos.errors import BadRequest, nearest
-from agentos.policies import EffectivePolicy, Pattern, Policy, Rule, Standing, standing
+from agentos.policies import EffectivePolicy, Pattern, Policy, Quota, Rule, Standing, standing
 
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 _OWN: Final = tuple(
@@ -89,10 +89,13 @@ def effective(
     command: str = "",
     code_paths: Sequence[str] = (),
     parent: EffectivePolicy | None = None,
+    name: str,
+    quota: Quota,
 ) -> EffectivePolicy:
     """Return the effective policy of one agent. `params` may hold permissions, allow, deny and restrictions.
 
-    `private` is the agent's own temporary directory; its files are its own whatever the policy says.
+    `private` is the agent's own temporary directory; its files are its own whatever the policy says. Rate limits are
+    spent in `quota`, the kernel's one, under `name`: whoever runs again has not forgotten what it spent.
     """
     denies = [parse_rule("deny", text) for text in params.get("deny") or ()]
     allows = [parse_rule("allow", text) for text in params.get("allow") or ()]
@@ -104,4 +107,6 @@ def effective(
         standing=standing_for(boot, private=private, command=command, code_paths=code_paths),
         parent=parent,
         restrictions=tuple(params.get("restrictions") or ()),
+        name=name,
+        quota=quota,
     )

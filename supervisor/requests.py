@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentos.errors import BadRequest
-from agentos.policies import EffectivePolicy, Policy
+from agentos.identity import NAME_CHARS_MAX
+from agentos.policies import EffectivePolicy, Policy, Quota
 from agentos.recorder.event import text
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.policy_source import effective
 from agentos.values import pack_value
 
 GRACE_S: Final = 10.0
+TARGET_CHARS_MAX: Final = 8_192  # a path as long as Linux takes, and a function's name
 NO_ARGS: Final = pack_value([], "args")
 NO_KWARGS: Final = pack_value({}, "kwargs")
 
@@ -49,16 +51,26 @@ class Request:
 
 
 def parse_request(
-    params: Params, parent: Agent | None, *, policy: Policy, boot: Mapping[str, Any], agent_id: str, private: str
+    params: Params,
+    parent: Agent | None,
+    *,
+    bounded: bool,
+    policy: Policy,
+    boot: Mapping[str, Any],
+    quota: Quota,
+    agent_id: str,
+    private: str,
 ) -> Request:
-    """Return what `params` ask for, bound by `parent` where there is one. Raises BadRequest or PolicyLoadError.
+    """Return what `params` ask for. Raises BadRequest or PolicyLoadError.
 
+    `bounded`: the parent's policy binds the agent, too. `quota` counts for every agent of the kernel, by name.
     `private` is the directory that the agent will have to itself.
     """
     argv = [_word(word) for word in params.get("argv") or []]
     target = params.get("target")
     cwd = params.get("cwd") or boot["cwd"]
     _check_directory(cwd)
+    name = _name(params, argv, target)
     bound = effective(
         policy,
         boot,
@@ -66,12 +78,14 @@ def parse_request(
         private=private,
         command=argv[0] if argv else "",
         code_paths=() if argv else _code_paths(boot, target),
-        parent=parent.policy if parent else None,
+        parent=parent.policy if parent and bounded else None,
+        name=name,
+        quota=quota,
     )
     return Request(
         agent_id=agent_id,
         kind="program" if argv else "python",
-        name=_name(params, argv, target),
+        name=name,
         cwd=cwd,
         argv=argv,
         target=target,
@@ -110,9 +124,20 @@ def _word(word: Any) -> str:
 
 
 def _name(params: Params, argv: list[str], target: str | None) -> str:
+    """Return the agent's name; agents choose those of their children, and every list of agents repeats them."""
+    if len(target or "") > TARGET_CHARS_MAX:
+        raise BadRequest(f"the target {str(target)[:40]!r}… is longer than {TARGET_CHARS_MAX} characters")
     if params.get("name"):
-        return str(params["name"])
-    return text(os.path.basename(argv[0])) if argv else str(target or "agent").rpartition(":")[2]
+        return check_name(str(params["name"]))
+    natural = text(os.path.basename(argv[0])) if argv else str(target or "agent").rpartition(":")[2]
+    return natural[:NAME_CHARS_MAX]
+
+
+def check_name(name: str) -> str:
+    """Return `name` when it may be an agent's. Raises BadRequest."""
+    if len(name) > NAME_CHARS_MAX:
+        raise BadRequest(f"the name {name[:20]!r}… is {len(name)} characters long; {NAME_CHARS_MAX} are possible")
+    return name
 
 
 def _packed_arguments(args: Any) -> bytes:

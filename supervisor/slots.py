@@ -40,24 +40,24 @@ class Slots:
     async def turn(self, agent_id: str) -> None:
         """Return when the agent may start, or when it left the line: whoever waits asks which."""
         if agent_id in self._waiting:
-            await self._waiting[agent_id]
+            await asyncio.shield(self._waiting[agent_id])  # one of several that wait must not take it from the others
 
     def leave(self, agent_id: str) -> None:
         """The agent has ended, or shall not start any more."""
-        waiting = self._waiting.pop(agent_id, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+        self._release(agent_id)
         self._wake(self._admission.leave(agent_id))
 
     def lend(self, agent_id: str) -> None:
         """The agent waits for its children: somebody else may run meanwhile."""
         self._wake(self._admission.lend(agent_id))
+        if not self._admission.is_waiting(agent_id):
+            self._release(agent_id)  # a call of it that waited for the slot need not wait any more
 
     async def reclaim(self, agent_id: str) -> None:
         """The agent has what it waited for; return when it has its slot back, or has ended."""
         self._wake(self._admission.reclaim(agent_id), but=agent_id)
         if self._admission.is_waiting(agent_id):
-            self._waiting[agent_id] = self._loop.create_future()
+            self._waiting.setdefault(agent_id, self._loop.create_future())
             await self.turn(agent_id)
 
     def count_execution(self, name: str, limit: int | None) -> None:
@@ -76,6 +76,9 @@ class Slots:
     def _wake(self, admitted: list[str], but: str = "") -> None:
         for agent_id in admitted:
             if agent_id != but:
-                waiting = self._waiting.pop(agent_id)
-                if not waiting.done():
-                    waiting.set_result(None)
+                self._release(agent_id)
+
+    def _release(self, agent_id: str) -> None:
+        waiting = self._waiting.pop(agent_id, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)

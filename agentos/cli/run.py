@@ -19,11 +19,11 @@ from agentos.cli.options import Duration, Level, Operations, Pair, Rule
 from agentos.cli.what import natural_name, what_to_run
 from agentos.client import launch
 from agentos.errors import AgentosError, BadRequest, HostError, LevelUnavailable, PolicyLoadError, nearest
+from agentos.identity import NAME_CHARS_MAX
 from agentos.policies import BUILTINS, EffectivePolicy, Policy
 from agentos.runs import state_dir
 from agentos.supervisor.policy_source import parse_rule
 
-NAME_CHARS_MAX: Final = 128
 DEFAULT_GRACE_S: Final = 10.0  # as docker and podman: people know it
 ROOM_BYTES_MIN: Final = 1024 * 1024  # an empty record and its journal take a third of it
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"  # execvp(3) without PATH, plus what distributions add

@@ -15,7 +15,16 @@ import pytest
 from world import state_of, wait_until
 
 import agentos
-from agentos import AgentFailed, AgentSignal, AgentTimeoutError, KernelSpace, PolicyViolationError, errors
+from agentos import (
+    AgentFailed,
+    AgentSignal,
+    AgentTimeoutError,
+    KernelSpace,
+    Pattern,
+    Policy,
+    PolicyViolationError,
+    errors,
+)
 
 
 @pytest.fixture
@@ -457,3 +466,80 @@ def test_a_function_that_cannot_travel_is_named_and_nothing_starts(kernel: Kerne
     assert rows(kernel) == []
     with pytest.raises(errors.BadRequest, match="5 is not a function"):
         kernel.register(5)  # type: ignore[arg-type]
+
+
+def test_rate_limits_are_kept_by_name_across_executions(home: Path) -> None:
+    policy = Policy("limited", default_action="deny")
+    policy.add_rule("allow", Pattern("read", "data/*"), rate_limit=2)
+    kernel = KernelSpace(policy=policy)
+
+    @kernel.register(name="worker")
+    def act_once() -> str:
+        try:
+            agentos.act("read", "data/x")
+        except agentos.RateLimitedError as refusal:
+            return refusal.reason
+        return "allowed"
+
+    kernel.register(name="other")(act_once)
+    names = ["worker", "worker", "worker", "other"]
+    assert [run(kernel, name) for name in names] == ["allowed", "allowed", "rate_limited", "allowed"]
+    asyncio.run(kernel.shutdown())
+
+
+def test_a_child_that_is_not_bounded_is_a_child_all_the_same(kernel: KernelSpace) -> None:
+    kernel.register(name="napper")(time.sleep)
+
+    async def main() -> tuple[dict[str, Any], dict[str, Any]]:
+        parent = await kernel.spawn("napper", 20)
+        child = await kernel.spawn("napper", 20, parent_id=parent, inherit_permissions=False)
+        rows = [await kernel._call("inspect", {"id": one}) for one in (parent, child)]
+        return rows[0], rows[1]
+
+    parent, child = asyncio.run(main())
+    assert child["parent_id"] == parent["id"]
+
+
+def test_what_an_agent_calls_its_children_is_bounded(kernel: KernelSpace) -> None:
+    @kernel.register
+    async def namer() -> list[str]:
+        from agentos.agent.calls import agent_kernel
+
+        inside, refused = agent_kernel(), []
+        assert inside is not None
+        for params in ({"name": "x" * 200_000, "target": "time:sleep"}, {"name": "x", "target": "t" * 20_000 + ":f"}):
+            try:
+                await inside._call("spawn", params)
+            except errors.BadRequest as refusal:
+                refused.append(str(refusal)[:9])
+        return refused
+
+    assert run(kernel, namer) == ["the name ", "the targe"]
+
+
+def test_an_unknown_scope_is_named_and_harms_nobody(kernel: KernelSpace) -> None:
+    kernel.register(name="napper")(time.sleep)
+
+    async def main() -> str:
+        agent_id = await kernel.spawn("napper", 20)
+        with pytest.raises(errors.BadRequest, match="unknown scope"):
+            await kernel._call("signal", {"id": agent_id, "signal": 10, "scope": 5})
+        return kernel.get_agent_status(agent_id).state
+
+    assert asyncio.run(main()) == "running"
+
+
+def test_to_stop_what_has_ended_does_not_rewrite_how(kernel: KernelSpace) -> None:
+    @kernel.register
+    def fine() -> int:
+        return 1
+
+    async def main() -> dict[str, Any]:
+        await kernel.execute(fine)
+        agent_id = kernel.current_agent_id
+        await kernel._call("stop", {"id": agent_id})
+        found: dict[str, Any] = await kernel._call("inspect", {"id": agent_id})
+        return found
+
+    ended = asyncio.run(main())
+    assert (ended["exit_code"], ended["ended_by"]) == (0, "")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.supervisor.admission import Admission
+from agentos.supervisor.slots import Slots
 
 
 def test_the_line_goes_by_priority_then_by_arrival() -> None:
@@ -41,6 +44,34 @@ def test_a_parent_that_waits_lends_its_slot_and_gets_the_next_one_back() -> None
     assert admission.leave("child") == ["parent"]
 
 
+def test_who_waits_again_before_it_has_its_slot_back_leaves_the_line() -> None:
+    admission = Admission(1)
+    admission.ask("parent")
+    assert admission.ask("first child") == []
+    admission.lend("parent")
+    assert admission.ask("second child") == []
+    assert admission.reclaim("parent") == []
+    assert admission.lend("parent") == []
+    assert admission.leave("first child") == ["second child"]  # and not the parent, which could not use it
+    assert admission.leave("second child") == []
+    assert admission.reclaim("parent") == ["parent"]
+
+
+def test_two_calls_of_one_agent_wait_for_one_slot() -> None:
+    async def main() -> int:
+        slots = Slots(asyncio.get_running_loop(), 1)
+        assert slots.ask("parent")
+        assert not slots.ask("child")
+        slots.lend("parent")
+        both = [asyncio.create_task(slots.reclaim("parent")) for _ in range(2)]
+        await asyncio.sleep(0)
+        both[0].cancel()
+        slots.leave("child")
+        return len((await asyncio.wait(both, timeout=5))[1])
+
+    assert asyncio.run(main()) == 0
+
+
 def test_who_has_no_slot_lends_none() -> None:
     admission = Admission(1)
     admission.ask("a")
@@ -58,7 +89,7 @@ EVENTS = st.lists(
 
 @given(st.integers(1, 4), EVENTS)
 def test_no_order_of_events_overbooks_loses_or_starves_anybody(slots: int, events: list[tuple[str, str]]) -> None:
-    admission, known, lent, running = Admission(slots), set[str](), set[str](), set[str]()
+    admission, known, lent, running, reclaiming = Admission(slots), set[str](), set[str](), set[str](), set[str]()
     for event, key in events:
         if event == "ask" and key in known:
             continue
@@ -68,14 +99,18 @@ def test_no_order_of_events_overbooks_loses_or_starves_anybody(slots: int, event
         elif event == "leave":
             known.discard(key)
             lent.discard(key)
+            reclaiming.discard(key)
             running.discard(key)
-        elif event == "lend" and key in running:
+        elif event == "lend" and key in running | reclaiming:
             running.discard(key)
+            reclaiming.discard(key)
             lent.add(key)
-        elif event == "reclaim":
+        elif event == "reclaim" and key in lent:
             lent.discard(key)
+            reclaiming.add(key)
         assert not running & set(admitted)
         running |= set(admitted)
+        reclaiming -= running
         assert len(running) == admission.running <= slots
         assert admission.in_line == len(known - running - lent)
         assert admission.in_line == 0 or admission.running == slots  # nobody waits beside a free slot
