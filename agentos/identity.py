@@ -1,4 +1,4 @@
-"""Ids and names: a UUIDv7 (RFC 9562) for agents, a time and random digits for runs; both sort by when they were made."""
+"""Ids and names: a UUIDv7 (RFC 9562) for agents, a time and random digits for runs; both sort by when they began."""
 
 from __future__ import annotations
 
