@@ -24,15 +24,16 @@ def count_lines(path: str) -> int:
 
 
 @kernel.register(permissions=["read"])
-async def analyst(paths: list[str]) -> dict[str, int]:
-    """Spread the work over children, then reach too far."""
+async def analyst(paths: list[str]) -> dict[str, object]:
+    """Spread the work over children, then reach too far. What it prints goes to its log, see `agentos logs`."""
     children = [await kernel.spawn(count_lines, path, parent_id=kernel.current_agent_id) for path in paths]
     counts = await kernel.wait_all(children)
     try:
         agentos.act("network", "https://example.org/upload")
+        refused = ""
     except PolicyViolationError as refusal:
-        print(f"the analyst was refused: {refusal.reason}")
-    return dict(zip(paths, counts, strict=True))
+        refused = refusal.reason
+    return {"lines": dict(zip(paths, counts, strict=True)), "refused": refused}
 
 
 @kernel.register
