@@ -11,7 +11,7 @@ if not __name__.startswith("agentos."):
 
 from agentos.policies.decision import Decision
 from agentos.policies.effective import EffectivePolicy, Standing, standing
-from agentos.policies.model import BUILTINS, Pattern, Policy, Rule, policy_with
+from agentos.policies.model import BUILTINS, Pattern, Policy, Rule
 from agentos.policies.normalise import InvalidResource, file_resource, normalise
 from agentos.policies.quota import Quota
 
@@ -27,6 +27,5 @@ __all__ = [
     "Standing",
     "file_resource",
     "normalise",
-    "policy_with",
     "standing",
 ]

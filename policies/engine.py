@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agentos.actions import base_operation
+from agentos.actions import OPERATIONS, base_operation
 from agentos.policies.expressions import Match, together
 from agentos.policies.normalise import is_url
 from agentos.policies.rule import Matcher, Rule
@@ -152,12 +152,21 @@ class Compiled:
         self.rules = tuple(rules)
         self._indices: dict[str, Index] = {}
 
-    def hits(self, subject: Subject) -> list[tuple[int, Rule]]:
-        """Return the rules that match the subject, conditions left aside, in order, up to the first without any."""
-        base = base_operation(subject.operation)
+    def prepare(self) -> None:
+        """Build every index now: with ten thousand rules the first action would wait for it, and everybody else."""
+        for operation in OPERATIONS:
+            self._index(operation)
+
+    def _index(self, base: str) -> Index:
         index = self._indices.get(base)
         if index is None:
             index = self._indices[base] = Index(list(self._entries(base)))
+        return index
+
+    def hits(self, subject: Subject) -> list[tuple[int, Rule]]:
+        """Return the rules that match the subject, conditions left aside, in order, up to the first without any."""
+        base = base_operation(subject.operation)
+        index = self._index(base)
         found: list[tuple[int, Rule]] = []
         for number in index.rules(subject.names):
             rule = self.rules[number]

@@ -27,7 +27,7 @@ from agentos.policies.quota import Quota
 from agentos.policies.rule import Pattern, Rule, is_operation
 from agentos.policies.verdict import Facts, Link
 
-__all__ = ["BUILTINS", "Pattern", "Policy", "Rule", "policy_with"]
+__all__ = ["BUILTINS", "Pattern", "Policy", "Rule"]
 
 BUILTINS: Final = ("strict", "permissive", "audit", "workspace", "custom")
 DEFAULT_ACTIONS: Final = ("allow", "deny")
@@ -254,11 +254,6 @@ class Policy:
             return settled
         now_s = 0.0 if at is None else at.timestamp()
         return verdict.decide(plans, Facts(context or {}, at=at), name, self._trial, now_s)
-
-
-def policy_with(policy: Policy, rules: Iterable[Rule]) -> Policy:
-    """Return a copy of `policy` with `rules` appended; the original, and what runs under it, do not change."""
-    return policy.with_rules(rules)
 
 
 def _subject(link: Link, operation: str, resource: str, argv: Sequence[str] | None) -> Subject | Decision:

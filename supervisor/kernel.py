@@ -45,7 +45,6 @@ from agentos.supervisor.slots import Slots
 from agentos.supervisor.starting import Starting, nofile_limits
 from agentos.supervisor.zygote_link import ZygoteLink
 
-SHUTDOWN_LIMIT_S: Final = 10.0
 LOCK_TRIES: Final = 100
 LOCK_PAUSE_S: Final = 0.01
 NOTICE_BYTES_MAX: Final = 256 * 1024  # a follower that reads slower loses doorbells, which are only hints
@@ -142,6 +141,7 @@ class Kernel:
         for directory in (boot["runtime"], boot["state"]):
             _write_whole(os.path.join(directory, "meta.json"), json.dumps(meta))
         self._watch_host()
+        self.policy.compiled().prepare()
         gc.collect()
         gc.freeze()  # a search through ten thousand rules for garbage stops every agent for 40 ms
         self._spawn_task(Heartbeat(self.agents, self.broker, ours=self._ours, record=self._warn).run())
