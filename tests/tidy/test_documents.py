@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agentos.errors import PolicyLoadError
+from agentos.policies import Policy
 from tests.tidy.rules import PRODUCT, ROOT, files
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -83,6 +85,56 @@ def test_every_decision_that_is_named_exists() -> None:
 
 def test_an_unknown_decision_is_found() -> None:
     assert unknown_decisions("see ADR 0001 and ADR 0999", {"0001"}) == {"0999"}
+
+
+# R7.2, or a range such as R3.4 to R3.6, of which both ends are named.
+RULE_NUMBER = re.compile(r"\bR[1-9][0-9]?(?:\.[1-9][0-9]?)?\b")
+RULE_TEXT = re.compile(r"^(?:### |- \*\*)(R[0-9.]+)(?:\*\*)? ", re.MULTILINE)
+
+
+def unexplained_rules(text: str, page: str) -> set[str]:
+    return set(RULE_NUMBER.findall(text)) - set(RULE_TEXT.findall(page))
+
+
+def test_every_rule_of_the_policies_that_is_cited_is_explained() -> None:
+    page = (ROOT / "docs/policies.md").read_text()
+    sources = [*documents(), *(ROOT / path for path in files(*PRODUCT, "tests", suffix=".py"))]
+    assert not {str(path): left for path in sources if (left := unexplained_rules(path.read_text(), page))}
+
+
+def test_an_unexplained_rule_is_found() -> None:
+    page = "### R1 Patterns\n\n- **R1.1** A final star.\n\nR1.2 is only mentioned.\n"
+    assert unexplained_rules("(R1, R1.1 to R1.2), R" + "16", page) == {"R1.2", "R" + "16"}
+
+
+def policy_examples(document: str) -> list[str]:
+    """Return the fenced YAML that is a whole policy, and not a piece of one."""
+    blocks: list[str] = re.findall(r"^```yaml\n(.*?)^```", document, re.DOTALL | re.MULTILINE)
+    return [block for block in blocks if re.search(r"^name:", block, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/policies.md"])
+def test_every_policy_that_a_document_shows_loads(document: str) -> None:
+    examples = policy_examples((ROOT / document).read_text())
+    assert examples
+    assert all(Policy.from_yaml(example).rules for example in examples)
+
+
+def test_a_policy_that_does_not_load_is_found() -> None:
+    (example,) = policy_examples("```yaml\nname: x\nrules: [{action: alow}]\n```\n\n```yaml\nother: 1\n```\n")
+    with pytest.raises(PolicyLoadError):
+        Policy.from_yaml(example)
+
+
+def test_the_examples_decide_what_is_written_beside_them() -> None:
+    reports, _, careful = map(Policy.from_yaml, policy_examples((ROOT / "docs/policies.md").read_text()))
+    read = {name for name in ("data/a/b", "data/private/x/y", "data", "templates/a.html", "templates/old/a.html")
+            if reports.decide("read", name).allowed}  # fmt: skip
+    assert read == {"data/a/b", "templates/a.html"}
+    assert reports.decide("write", "out/a.html").allowed
+    pushes = [careful.decide("execute", "/usr/bin/git", argv=["git", "push"]).reason for _ in range(11)]
+    assert pushes == ["allowed_by_rule"] * 10 + ["rate_limited"]
+    assert not careful.decide("read", "/etc/hosts").allowed
 
 
 def first_commands(readme: str) -> list[str]:
