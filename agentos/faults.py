@@ -11,6 +11,8 @@ from typing import Any, Final
 from agentos import errors, wire
 
 _PLAIN: Final = (str, int, float, tuple, type(None))
+_TEXT_MAX: Final = 1_500_000  # characters of the messages of several failures, and as many of each field: one frame
+_TEXT_MIN: Final = 100  # an id is never cut
 
 
 class SeveralFailed(errors.AgentosError):
@@ -25,10 +27,17 @@ def to_fault(request_id: int, error: errors.AgentosError) -> wire.Fault:
     """Return the frame for `error`; only plain fields travel."""
     fields: dict[str, Any]
     if isinstance(error, SeveralFailed):
-        fields = {"failures": [list(to_fault(0, failure)[1:]) for failure in error.failures]}
+        room = max(_TEXT_MIN, _TEXT_MAX // max(1, len(error.failures)))
+        fields = {"failures": [_shortened(to_fault(0, failure), room) for failure in error.failures]}
     else:
         fields = {name: value for name, value in vars(error).items() if isinstance(value, _PLAIN)}
     return wire.Fault(request_id, type(error).__name__, str(error), fields)
+
+
+def _shortened(fault: wire.Fault, room: int) -> list[Any]:
+    """Return name, message and fields with texts of at most `room` characters; a traceback says most at its end."""
+    fields = {name: value[-room:] if isinstance(value, str) else value for name, value in fault.fields.items()}
+    return [fault.error, fault.message[:room], fields]
 
 
 def rebuild(fault: wire.Fault) -> Exception:

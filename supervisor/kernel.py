@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -32,7 +33,7 @@ from agentos.recorder.journal import JournalWriter
 from agentos.signals import AgentSignal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import CALL_BYTES_MAX, CALLS_MAX, Agent, Agents
-from agentos.supervisor.broker import Broker
+from agentos.supervisor.broker import METHOD_MAX, TEXT_MAX, Broker
 from agentos.supervisor.calls import Caller, Calls
 from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
@@ -273,10 +274,11 @@ class Kernel:
             value = await self.calls.run(caller, call.method, call.params)
             send(wire.Reply(call.id, value))
         except AgentosError as error:
-            send(to_fault(call.id, error))
+            _send_fault(call, error, send)
         except Exception as error:
-            self.recording.try_append("kernel_fault", {"call": call.method, "error": repr(error)}, severity="critical")
-            send(wire.Fault(call.id, "AgentosError", f"internal error in {call.method}: {error!r}", {}))
+            method, what = call.method[:METHOD_MAX], repr(error)[:TEXT_MAX]
+            self.recording.try_append("kernel_fault", {"call": method, "error": what}, severity="critical")
+            _send_fault(call, AgentosError(f"internal error in {method}: {what}"), send)
         finally:
             for descriptor in caller.descriptors:
                 os.close(descriptor)
@@ -311,6 +313,15 @@ class Kernel:
             "recorder": {"storage": self.boot["storage"], "last_seq": self.recording.last_seq,
             "durable_seq": self.recording.durable_seq, "lost": self.recording.lost},
         }  # fmt: skip
+
+
+def _send_fault(call: wire.Call, error: AgentosError, send: Callable[[Any], None]) -> None:
+    """Say what a call failed with, or at least that it failed: without an answer the caller waits for ever."""
+    try:
+        send(to_fault(call.id, error))
+    except ProtocolError as unsendable:
+        text = f"{call.method[:METHOD_MAX]} failed with {type(error).__name__}, which cannot be sent: {unsendable}"
+        send(wire.Fault(call.id, AgentosError.__name__, text, {}))
 
 
 def _make_directories(boot: dict[str, Any]) -> None:
