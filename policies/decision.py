@@ -36,7 +36,7 @@ class Decision:
     `rule` is the 0-based index within the rules of `layer`, None when no rule decided. `resource` is the
     normalised name that decided: the asked-for one, or the resolved one where only that was refused.
     `cacheable`: the same (operation, object) gets the same answer until the policy changes. `durable`: the
-    record must be on stable storage before the answer leaves (DESIGN 5). `would_deny`: allowed only because
+    record must be on stable storage before the answer leaves. `would_deny`: allowed only because
     the policy does not enforce.
     """
 

@@ -1,4 +1,4 @@
-"""The rule sets that stand before every policy: @self, @private, @command, @runtime (DESIGN 3).
+"""The rule sets that stand before every policy: @self, @private, @command, @runtime (docs/policies.md).
 
 @self keeps agents from changing agentos and from reading its keys; nothing overrides it. @private is the agent's
 own temporary directory. @command lets the named program and the agent's own source be loaded. @runtime lets

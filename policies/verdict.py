@@ -22,7 +22,7 @@ from agentos.policies.quota import Charge, Quota
 from agentos.policies.rule import Rule
 
 RESTRICTIONS: Final = {f"no_{operation}": operation for operation in OPERATIONS}
-DURABLE_OPERATIONS: Final = frozenset({"execute", "network"})  # DESIGN 5; with every denial
+DURABLE_OPERATIONS: Final = frozenset({"execute", "network"})  # docs/policies.md, "Durable"; with every denial
 DURABLE_SUBOPERATIONS: Final = frozenset({"write/delete", "write/unlink", "write/rmdir"})
 _RANK: Final[Mapping[str, int]] = {"deny": 3, "ask": 2, "allow": 0}
 _NOTHING: Final[Mapping[str, Any]] = {}
@@ -255,7 +255,7 @@ def _decision(
 
 
 def is_durable(effect: Effect, operation: str, rule: Rule | None) -> bool:
-    """Return whether the record must be on stable storage before the answer leaves (DESIGN 5)."""
+    """Return whether the record must be on stable storage before the answer leaves."""
     return (
         effect == "deny"
         or base_operation(operation) in DURABLE_OPERATIONS
