@@ -1,7 +1,7 @@
 """What follows from a decision: the commands the broker carries out, in order. Pure.
 
 `Record` always comes first: what was not recorded did not happen. A denial is answered only after its record is
-durable; an allowed action that changes the world outside the agent too (DESIGN 5, class durable).
+durable; an allowed action that changes the world outside the agent too (docs/policies.md, "Durable").
 """
 
 from __future__ import annotations

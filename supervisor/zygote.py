@@ -1,7 +1,7 @@
 """The zygote: a single-threaded process with everything imported, from which all others are forked in about 1 ms.
 
 It never runs an event loop, opens SQLite or loads a user's function. It reaps what it forked, ends the orphans of a
-dead sentry, and ends everything when the kernel or the guard is gone (DESIGN: life and death).
+dead sentry, and ends everything when the kernel or the guard is gone (docs/ARCHITECTURE.md, "Processes").
 """
 
 from __future__ import annotations
