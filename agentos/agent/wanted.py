@@ -26,7 +26,7 @@ def file_action(operation: str, path: Any, dir_fd: int = NO_DIRECTORY, *, follow
     """Return the action on a file named by a path, bytes, PathLike or descriptor.
 
     `follow` False is for calls that act on the name itself: a link there is removed or replaced, not followed.
-    The opening of a directory ends in `/` (DESIGN: `D/*` matches it).
+    The opening of a directory ends in `/`, which is what `D/*` matches (R2.5).
     """
     name = file_name(path, dir_fd)
     if follow:

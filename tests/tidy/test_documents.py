@@ -12,6 +12,7 @@ from agentos.errors import PolicyLoadError
 from agentos.policies import Policy
 from tests.tidy.rules import PRODUCT, ROOT, files
 
+SHIPPED = (*PRODUCT, "bin", "docs", "examples", "benchmarks", "tests")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 ADR_NAME = re.compile(r"(\d{4})-[a-z0-9]+(-[a-z0-9]+)*\.md")
@@ -167,6 +168,20 @@ def test_every_file_that_a_document_names_exists() -> None:
 
 def test_an_absent_file_is_found() -> None:
     assert absent_files("read supervisor/gone.py, then `tests/conftest.py`") == {"supervisor/gone.py"}
+
+
+# A document that is not in the repository: whoever reads the citation cannot look it up.
+ELSEWHERE = re.compile(r"\b" + "DES" + r"IGN\b")
+
+
+def test_nothing_cites_a_document_that_is_not_here() -> None:
+    shipped = [ROOT / path for top in SHIPPED for path in files(top, suffix="") if "__pycache__" not in path]
+    assert not [str(path) for path in {*documents(), *shipped} if ELSEWHERE.search(path.read_text())]
+
+
+def test_a_citation_of_it_is_found() -> None:
+    assert ELSEWHERE.search("on stable storage (DES" + "IGN 5)")
+    assert not ELSEWHERE.search("the design of it")
 
 
 # Paths of somebody's machine. Tests may use any path as an example; documents may not even use a temporary one.

@@ -70,7 +70,7 @@ def test_a_star_stops_at_a_slash_so_that_a_path_cannot_pose_as_a_host() -> None:
 
 
 def test_opening_a_directory_is_what_its_contents_pattern_is_about() -> None:
-    """DESIGN 4: opening D is tested as `D/`, which `D/*` matches; D itself, as a name, it does not."""
+    """R2.5: opening D is tested as `D/`, which `D/*` matches; D itself, as a name, it does not."""
     assert covers("data/*", "data/")
     assert covers("data", "data/")
     assert not covers("data/*", "data")
