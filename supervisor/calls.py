@@ -119,7 +119,7 @@ class Calls:
     async def register(self, _: Caller, params: Params) -> None:
         """Keep what the host registered, so that agents can name it for their children."""
         self._registered[params["name"]] = {
-            key: params.get(key) for key in ("name", "pickle", "permissions", "rate_limit", "priority")
+            key: params.get(key) for key in ("name", "pickle", "permissions", "rate_limit", "priority", "missing")
         }
 
     async def spawn(self, caller: Caller, params: Params) -> str:
@@ -140,6 +140,8 @@ class Calls:
         """Return what is registered as `name`. An agent may also name an import path: bounded by it, as any child."""
         name, target = str(params.get("name")), params.get("target")
         if name in self._registered:
+            if missing := self._registered[name]["missing"]:
+                raise errors.NotSerialisable(missing, f"agent function {name!r}")
             return self._registered[name]
         if caller.agent is None or not isinstance(target, str):
             raise errors.NotRegistered(name, self._registered)

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Final, Self, TypeVar, overload
 
 import cloudpickle
 
@@ -27,6 +27,13 @@ from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal, parse_signal
 from agentos.status import AgentStatus, status_of
 from agentos.values import pack_arguments, unpack_value
+
+MISSING_CHARS_MAX: Final = 2_000  # of the reason why a function cannot travel
+# pickle's own, and what the __reduce__ of somebody's class raises
+_NO_PICKLE: Final = (
+    cloudpickle.pickle.PicklingError, TypeError, AttributeError, ValueError, ImportError, LookupError, OSError,
+    RuntimeError,
+)  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,7 +101,7 @@ class KernelSpace:
         self._workspace = os.fspath(workspace) if workspace is not None else None
         self._by_function: dict[Any, Registration] = {}
         self._by_name: dict[str, Registration] = {}
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}  # what the kernel knows by name, and why it has no function: "" when it has
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
@@ -177,7 +184,7 @@ class KernelSpace:
         limit_s = self._timeout_s if timeout is None else timeout
         entry = self._find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
-        connection = await self._ready()
+        connection = await self._ready(entry)
         params = {"registered": entry.name, "require": self._require, "timeout_s": limit_s, "context": context or {}}
         agent_id: str = (await connection.begin("start", {**params, **packed}))["id"]
         self._latest_agent = agent_id
@@ -205,7 +212,7 @@ class KernelSpace:
         """
         entry = self._find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
-        connection = await self._ready()
+        connection = await self._ready(entry)
         agent_id: str = await connection.begin("spawn", {
             "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
             "restrictions": additional_restrictions or [], "require": self._require, **packed,
@@ -213,17 +220,34 @@ class KernelSpace:
         self._latest_agent = agent_id
         return agent_id
 
-    async def _ready(self) -> Connection:
-        """Connect, and send what was registered since the last call, so that agents can name each other."""
+    async def _ready(self, wanted: Registration) -> Connection:
+        """Connect, and send what was registered since the last call, so that agents can name each other.
+
+        What cannot travel stops `wanted` alone: of any other function the kernel is told why it has none.
+        """
         connection = await self._connected()
         for entry in list(self._by_name.values()):
-            if entry.name not in self._told:
-                await asyncio.wrap_future(connection.submit("register", {
-                    "name": entry.name, "pickle": _pickle(entry), "permissions": entry.permissions,
-                    "rate_limit": entry.rate_limit, "priority": entry.priority,
-                }))  # fmt: skip
-                self._told.add(entry.name)
+            if self._told.get(entry.name) != "":
+                await self._tell(connection, entry, needed=entry is wanted)
         return connection
+
+    async def _tell(self, connection: Connection, entry: Registration, *, needed: bool) -> None:
+        params = {
+            "name": entry.name, "permissions": entry.permissions, "rate_limit": entry.rate_limit,
+            "priority": entry.priority,
+        }  # fmt: skip
+        try:
+            answer = connection.submit("register", {**params, "pickle": _pickle(entry)})
+            missing = ""
+        except (errors.NotSerialisable, errors.BadRequest) as error:
+            if needed:
+                raise
+            missing = error.type_name if isinstance(error, errors.NotSerialisable) else str(error)
+            if self._told.get(entry.name) == missing:  # it may travel once all it refers to is defined: tried each time
+                return
+            answer = connection.submit("register", {**params, "missing": missing[:MISSING_CHARS_MAX]})
+        await asyncio.wrap_future(answer)
+        self._told[entry.name] = missing
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
@@ -309,8 +333,8 @@ def _pickle(entry: Registration) -> bytes:
     """Return the function for the agent: by import path where it has one, by value for `__main__` and closures."""
     try:
         data: bytes = cloudpickle.dumps(entry.function)
-    except (TypeError, AttributeError, ValueError, ImportError) as error:
-        raise errors.NotSerialisable(str(error), f"agent function {entry.name!r}") from error
+    except _NO_PICKLE as error:
+        raise errors.NotSerialisable(str(error) or type(error).__name__, f"agent function {entry.name!r}") from error
     return data
 
 

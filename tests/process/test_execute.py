@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -464,6 +465,54 @@ def test_a_function_that_cannot_travel_is_named_and_nothing_starts(kernel: Kerne
     with pytest.raises(errors.NotSerialisable, match="agent function 'holder'"):
         run(kernel, holder)
     assert rows(kernel) == []
+
+
+def test_a_function_that_cannot_travel_stops_no_other_and_is_named_when_a_child_is_made_of_it(
+    kernel: KernelSpace,
+) -> None:
+    lock: Any = threading.Lock()
+    large: Any = b""
+
+    @kernel.register
+    def bad() -> Any:
+        return bool(lock)
+
+    class Stubborn:
+        def __call__(self) -> None: ...
+
+        def __reduce__(self) -> Any:
+            raise pickle.PicklingError("not me")
+
+    kernel.register(name="stubborn")(Stubborn())
+
+    @kernel.register
+    def huge() -> int:
+        return len(large)
+
+    @kernel.register
+    async def good(name: str) -> Any:
+        return await kernel.wait_all([await kernel.spawn(name)])
+
+    @kernel.register
+    def other() -> int:
+        return 5
+
+    large = b"x" * 17_000_000
+    assert run(kernel, good, "other") == [5]
+    with pytest.raises(AgentFailed, match=r"NotSerialisable: agent function 'bad': .*lock"):
+        run(kernel, good, "bad")
+    with pytest.raises(AgentFailed, match=r"NotSerialisable: agent function 'huge': .*the limit is"):
+        run(kernel, good, "huge")
+    with pytest.raises(AgentFailed, match=r"NotSerialisable: agent function 'stubborn': .*not me"):
+        run(kernel, good, "stubborn")
+    with pytest.raises(errors.NotSerialisable, match="agent function 'bad'"):
+        run(kernel, bad)
+    lock, large = "now it can", b"x"
+    assert run(kernel, good, "bad") == [True]
+    assert run(kernel, huge) == 1
+
+
+def test_what_is_no_function_is_not_registered(kernel: KernelSpace) -> None:
     with pytest.raises(errors.BadRequest, match="5 is not a function"):
         kernel.register(5)  # type: ignore[arg-type]
 
