@@ -229,7 +229,7 @@ def run_as_printed(agentos: CommandLine, command: str, **env: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("typed", ["agentos", "../bin/agentos", "here"])
+@pytest.mark.parametrize("typed", ["agentos", "here"])
 def test_the_command_is_spelled_as_it_was_typed(agentos: CommandLine, typed: str) -> None:
     """From PATH, by a path, or through a launcher: what is printed can be typed again."""
     folder = agentos.place / "bin"

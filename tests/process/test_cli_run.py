@@ -50,10 +50,7 @@ def test_stdin_is_the_agents_and_every_byte_comes_out(agentos: CommandLine) -> N
     assert process.returncode == 0
 
 
-ENDINGS = [
-    ("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -TERM $$", 143), ("kill -KILL $$", 137),
-    ("kill -SEGV $$", 139),
-]  # fmt: skip
+ENDINGS = [("exit 255", 255), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
 
 
 @pytest.mark.parametrize(("script", "code"), ENDINGS)
@@ -84,17 +81,15 @@ def test_a_python_agent_prints_returns_and_raises(agentos: CommandLine) -> None:
     (agentos.work / "agents.py").write_text(
         "import os, sys\n"
         "def hello(*words):\n    print('hello', *words)\n    print('to stderr', file=sys.stderr)\n    return {'a': 1}\n"
-        "async def later():\n    print('later')\n"
         "def fails():\n    raise ValueError('not \\x1b[31mtoday')\n"
-        "def leaves():\n    sys.exit(9)\n"
+        "async def leaves():\n    print('later')\n    sys.exit(9)\n"
     )
     done = agentos("run", "agents.py:hello", "big", "world")
     assert (done.stdout, done.stderr.splitlines()[1:]) == ("hello big world\n", ["to stderr"])
-    assert agentos("run", "agents:later").stdout == "later\n"
-    assert agentos("run", "agents.py:leaves", code=9).stdout == ""
+    assert agentos("run", "agents:leaves", code=9).stdout == "later\n"
     told = agentos("run", "agents.py:fails", code=1).stderr
     assert told.count("ValueError: not") == 1, "said once, by its own traceback"
-    assert 'agents.py", line 9, in fails' in told
+    assert 'agents.py", line 7, in fails' in told
     assert "agentos/agent" not in told
 
 
@@ -139,7 +134,6 @@ def test_the_working_directory_is_the_workspace_unless_said(agentos: CommandLine
     inside = agentos.work / "a place" / "deep"
     inside.mkdir(parents=True)
     assert agentos.out("run", *UNMEDIATED, "--", "pwd") == f"{agentos.work}\n"
-    assert agentos.out("run", *UNMEDIATED, "--workspace", "a place", "--", "pwd") == f"{inside.parent}\n"
     both = ["--workspace", "a place", "--cwd", "a place/deep"]
     assert agentos.out("run", *UNMEDIATED, *both, "--", "pwd") == f"{inside}\n"
     newest = agentos.events("--type", "agent_starting")[-1]["data"]
@@ -168,9 +162,10 @@ def test_context_satisfies_a_condition_of_the_policy(agentos: CommandLine) -> No
     (agentos.work / "ask.py").write_text("import agentos\ndef main():\n    agentos.act('read', 'db/users')\n")
     agentos("run", "--policy", "admins.yaml", "ask.py:main", code=4)
     agentos("run", "--policy", "admins.yaml", "--context", "user_role=admin", "ask.py:main")
-    agentos("run", "--policy", "admins.yaml", "--allow", "read:db/*", "ask.py:main")
-    agentos("run", "--policy", "permissive", "--deny", "read:db/*", "ask.py:main", code=4)
-    agentos("run", "--policy", "permissive", "--permissions", "write", "ask.py:main", code=4)
+    agentos("run", "--policy", "strict", "--allow", "read:db/*", "ask.py:main")
+    agentos(
+        "run", "--policy", "admins.yaml", "--context", "user_role=admin", "--deny", "read:db/*", "ask.py:main", code=4
+    )
 
 
 def test_it_can_start_paused(agentos: CommandLine) -> None:
@@ -266,7 +261,7 @@ def test_a_reader_that_is_stuck_does_not_keep_us_from_ending(agentos: CommandLin
     process.communicate()
 
 
-CLOSED = [("<&-", "out\n", "err"), (">&-", "", "err"), ("2>&-", "out\n", ""), ("<&- >&- 2>&-", "", "")]
+CLOSED = [("<&-", "out\n", "err"), (">&-", "", "err"), ("<&- >&- 2>&-", "", "")]
 
 
 @pytest.mark.parametrize(("closing", "out", "err"), CLOSED)

@@ -1,5 +1,7 @@
 """Keys, denials and endings of an attached run, decided without a terminal."""
 
+import os
+import signal
 from itertools import product
 from typing import Any
 
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.cli.attached import DENIALS_SHOWN_A_SECOND, Denials, exit_code
-from agentos.cli.keys import DECISIONS, Order, Phase, Press
+from agentos.cli.keys import DECISIONS, Keys, Order, Phase, Press
 
 SECOND = 1_000_000_000
 
@@ -49,6 +51,19 @@ def test_an_agent_is_stopped_once_and_killed_once(presses: list[Press]) -> None:
     assert given_.count(Order.KILL) <= 1
     assert Order.KILL not in given_ or given_.index(Order.STOP) < given_.index(Order.KILL)
     assert Order.PAUSE not in given_[given_.index(Order.STOP) :] if Order.STOP in given_ else True
+
+
+def test_before_there_is_an_agent_whoever_wants_us_gone_is_obeyed_at_once() -> None:
+    """A start that hangs can be left. A pause that early is kept until there is somebody to pause."""
+    with Keys() as keys:
+        os.kill(os.getpid(), signal.SIGTSTP)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        keys.there_is_somebody()
+        os.kill(os.getpid(), signal.SIGINT)
+        presses = list(keys.pressed())
+    assert (presses[0], presses[-1]) == (Press.SUSPEND, Press.INTERRUPT)
 
 
 def denial(resource: str, **more: Any) -> dict[str, Any]:
