@@ -1,8 +1,9 @@
 """`agentos prune`: the only verb that removes what was recorded, and only of runs that are over.
 
 A run is over when nobody holds its lock, nor writes its record (a kernel's own lock may lie in a runtime directory that
-this terminal does not know); its age is that of the last thing written for it. Whole runs go, never parts of one: a
-record is complete or gone.
+this terminal does not know, and a FlightRecorder without a kernel has none); its age is that of the last thing written
+for it. Whole runs go, never parts of one: a record is complete or gone. A record in a file elsewhere is not the run's
+to take along: what only the journal of a crashed run holds is brought there first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -19,6 +21,8 @@ from agentos.cli.options import Age
 from agentos.cli.output import print_json, say
 from agentos.clock import SystemClock, rfc3339
 from agentos.runs import Run, locate, recorded_runs, runtime_dir
+
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @click.command()
@@ -33,7 +37,7 @@ def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
         if not run.state.is_dir() or run.state.is_symlink() or run.alive():
             continue
         last_ns, size = _last_written(run.state)
-        if last_ns >= before_ns or _is_written(run):
+        if last_ns >= before_ns or _is_written(run) or not (dry_run or _is_home(run)):
             continue
         if not dry_run:
             shutil.rmtree(run.state)
@@ -52,10 +56,10 @@ def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
 
 
 def _is_written(run: Run) -> bool:
-    """Whether a recorder holds the record open for writing."""
+    """Whether a recorder holds the record open for writing. A link or a pipe in place of its lock is held by nobody."""
     try:
-        descriptor = os.open(f"{os.path.realpath(run.database)}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        descriptor = os.open(f"{os.path.realpath(run.database)}.lock", _FLAGS)
+    except OSError:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -64,6 +68,22 @@ def _is_written(run: Run) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _is_home(run: Run) -> bool:
+    """Whether a record elsewhere, if there is one, has all that the journal of this run holds; else says why not."""
+    if not run.database.is_symlink() or not run.database.is_file():
+        return True  # it goes with the run, or went before it
+    from agentos.errors import RecorderUnavailable  # noqa: PLC0415 - SQLite, for few
+    from agentos.recorder.journal import JournalDamaged  # noqa: PLC0415 - as above
+    from agentos.recorder.recover import recover  # noqa: PLC0415 - as above
+
+    try:
+        recover(run.state)
+    except (JournalDamaged, RecorderUnavailable) as error:
+        say(f"{run.run_id} is kept, its journal holds what {os.path.realpath(run.database)} does not: {error}")
+        return False
+    return True
 
 
 def _last_written(root: Path) -> tuple[int, int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +20,8 @@ from command_line import UNMEDIATED, CommandLine
 from world import carriers, state_of, ticks_of, wait_until
 
 import agentos as package
+from agentos.recorder.query import parse_query
+from agentos.recorder.storage.sqlite import SqliteStorage
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 TREE = "setsid sh -c 'while :; do echo x >> ticks; sleep 0.02; done' & while :; do echo x >> ticks; sleep 0.02; done"
@@ -329,7 +334,7 @@ def age(agentos: CommandLine, run: str, days: int) -> None:
     then = time.time() - days * 86_400
     for folder, _, names in os.walk(agentos.state / "runs" / run):
         for path in (folder, *(os.path.join(folder, name) for name in names)):
-            os.utime(path, (then, then))
+            os.utime(path, (then, then), follow_symlinks=False)
 
 
 def kept_without_its_recorder(agentos: CommandLine, run: str) -> bool:
@@ -374,6 +379,61 @@ def test_prune_removes_what_is_old_and_nothing_else(agentos: CommandLine) -> Non
     told = agentos("prune", "--older-than", "0s", "--json", AGENTOS_RUNTIME_DIR=str(elsewhere)).stdout
     assert live not in {each["run"] for each in json.loads(told)}, "alive, though not by this directory's locks"
     assert agentos.json("inspect", "live")["state"] == "running"
+
+
+def test_prune_leaves_what_a_program_without_a_kernel_is_writing(agentos: CommandLine) -> None:
+    program = """
+import asyncio, sys
+from agentos import FlightRecorder
+
+async def main():
+    recorder = FlightRecorder(storage="sqlite")
+    for line in sys.stdin:
+        print(await recorder.log("mark", "host", {}), len(await recorder.query()), flush=True)
+
+asyncio.run(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=agentos.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as host:
+        assert host.stdin
+        assert host.stdout
+        print(file=host.stdin, flush=True)
+        run, _, _ = host.stdout.readline().partition("-1 ")
+        age(agentos, run, 91)
+        assert agentos("prune", "--older-than", "90d").stderr == "agentos: nothing is that old\n"
+        print(file=host.stdin, flush=True)
+        assert host.stdout.readline() == f"{run}-2 2\n"
+        host.stdin.close()
+    age(agentos, run, 91)
+    assert agentos.out("prune", "--older-than", "90d").startswith(f"removed {run}  ")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_prune_brings_home_what_the_journal_holds_of_a_record_elsewhere(agentos: CommandLine, damaged: bool) -> None:
+    agentos.detached("--name", "gone", "--", "sleep", "60")
+    row = agentos.json("inspect", "gone")
+    os.kill(row["recorder_pid"], signal.SIGSTOP)  # what comes now reaches the journal alone
+    os.kill(row["pid"], signal.SIGUSR2)
+    state = agentos.state / "runs" / row["run"]
+    journal = state / "journal"
+    wait_until(lambda: b"agent_exited" in b"".join(each.read_bytes() for each in journal.iterdir()), what="the exit")
+    for process in ("recorder_pid", "kernel_pid"):
+        os.kill(row[process], signal.SIGKILL)
+    wait_until(lambda: agentos.out("ps", "-q") == "", what="the kernel to be gone")
+    for each in state.glob("flight.db*"):
+        each.rename(agentos.place / each.name)
+    (state / "flight.db").symlink_to(agentos.place / "flight.db")
+    if damaged:
+        first = min(journal.iterdir())
+        first.write_bytes(first.read_bytes().replace(b"agent_exited", b"agent_excited"))
+    age(agentos, row["run"], 91)
+    told = agentos("prune", "--older-than", "90d")
+    with contextlib.closing(SqliteStorage(agentos.place / "flight.db", read_only=True)) as database:
+        types = [event.event_type for event in database.select(parse_query(limit=None))]
+    assert ("agent_exited" in types) is not damaged
+    assert state.exists() is damaged
+    assert (f"agentos: {row['run']} is kept, its journal holds what" in told.stderr) is damaged
 
 
 # --- cheap -----------------------------------------------------------------------------------------------------------
