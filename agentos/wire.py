@@ -32,7 +32,7 @@ _HEADER_BYTES: Final = _LENGTH.size
 
 
 class Hello(NamedTuple):
-    """First frame in both directions of every link."""
+    """First frame in both directions between the kernel and an agent, a client or the recorder."""
 
     version: int
     role: str
@@ -150,7 +150,7 @@ class Fault(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Kernel → a client that follows: topic `log`, `agent` or `ask`; coalesced, never queued without bound."""
+    """Kernel → a client that follows: topic `log`, `agent` or `denied`; coalesced, never queued without bound."""
 
     topic: str
     data: dict[str, Any]
@@ -201,7 +201,7 @@ class Delivered(NamedTuple):
 
 
 class Spawned(NamedTuple):
-    """Sentry → kernel: the agent process exists and has exec'd (or, for a function, runs the entry)."""
+    """Sentry → kernel: the agent process exists. That exec succeeded StateSeen (`exec`) says, else SpawnFailed."""
 
     pid: int
     start_ticks: int

@@ -1,5 +1,6 @@
-"""One agent as the kernel knows it: identity, policy, links, counters. No decisions, no system calls.
+"""One agent as the kernel knows it: identity, policy, links, counters. Decides nothing.
 
+Asks Linux nothing, and does nothing to it but close the descriptors of an agent that is gone.
 `state` moves only through agentos.lifecycle. Ended agents stay for `ps` and `wait` until `ENDED_KEPT` newer ones did.
 """
 

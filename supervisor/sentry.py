@@ -148,7 +148,7 @@ class Sentry:
         self._tell(wire.Exited(code, number, *self._usage()))
 
     def _usage(self) -> tuple[int, int]:
-        """CPU milliseconds and peak kilobytes of the leader: a zombie still has its stat, its memory is gone."""
+        """CPU milliseconds of the leader, and 0 for its peak memory: a zombie has its stat, no memory."""
         try:
             with open(f"/proc/{self.leader}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()

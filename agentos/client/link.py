@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 class Link:
-    """Not thread-safe: one owner reads. `agentos.client.kernelspace` puts a thread around it."""
+    """Not thread-safe: one owner reads. `agentos.client.connection` puts a thread around it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock

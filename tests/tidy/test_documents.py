@@ -10,7 +10,7 @@ import pytest
 
 from agentos.errors import PolicyLoadError
 from agentos.policies import Policy
-from tests.tidy.rules import PRODUCT, ROOT, files
+from tests.tidy.rules import PRODUCT, RANKS, ROOT, files
 
 SHIPPED = (*PRODUCT, "bin", "docs", "examples", "benchmarks", "tests")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -86,6 +86,29 @@ def test_every_decision_that_is_named_exists() -> None:
 
 def test_an_unknown_decision_is_found() -> None:
     assert unknown_decisions("see ADR 0001 and ADR 0999", {"0001"}) == {"0999"}
+
+
+def missing_from_the_table(ranks: dict[str, int], page: str) -> set[str]:
+    """Return the modules of the lowest ranks that exist and that the page does not list at theirs."""
+    listed = [re.search(rf"^{word} +(.+)$", page, re.MULTILINE) for word in ("words", "core", "adapters")]
+    words = [set(re.findall(r"\w+", row[1])) if row else set() for row in listed]
+    lowest = {name: rank for name, rank in ranks.items() if rank < len(words) and exists(name)}
+    return {name for name, rank in lowest.items() if name.rpartition(".")[2] not in words[rank]}
+
+
+def exists(module: str) -> bool:
+    path = ROOT / module.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_the_architecture_lists_what_is_low() -> None:
+    assert not missing_from_the_table(RANKS, (ROOT / "docs/ARCHITECTURE.md").read_text())
+
+
+def test_a_module_that_the_architecture_does_not_list_is_found() -> None:
+    page = "words      errors\ncore       values: signals\n"
+    ranks = {"agentos.errors": 0, "agentos.signals": 0, "agentos.gone": 0, "agentos.runs": 2, "agentos.cli": 4}
+    assert missing_from_the_table(ranks, page) == {"agentos.signals", "agentos.runs"}
 
 
 # R7.2, or a range such as R3.4 to R3.6, of which both ends are named.
