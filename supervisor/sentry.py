@@ -182,14 +182,14 @@ class Sentry:
         return tree.TreeResult(sum(reached), ())
 
     def _signal_leader(self, number: signal.Signals) -> bool:
-        """The leader is our child and not reaped yet, so its pid cannot belong to anybody else."""
+        """Signal the leader. It may have executed a program that became another user: then it is not ours to signal."""
         found = linux.read_stat(str(self.leader))
         if found is None or found.state in "ZX":
             return False
-        os.kill(self.leader, number)
+        reached = tree.send(tree.Member(self.leader, os.getpid(), found.state), number)
         if number == signal.SIGSTOP:
-            return self._wait_until_stopped()
-        return number != signal.SIGKILL or self._kill_tree().ok
+            return reached and self._wait_until_stopped()
+        return self._kill_tree().ok if number == signal.SIGKILL else reached
 
     def _why_not(self) -> str:
         found = linux.read_stat(str(self.leader))

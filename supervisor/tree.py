@@ -140,7 +140,7 @@ class _Operation:
             reaped = [member for member in present if self._is_reaped(member)]
             if not pending and not reaped and now == before:
                 return TreeResult(sum(member.state not in _GONE for member in present) or len(self._signalled), ())
-            if time.monotonic() > deadline:
+            if before and time.monotonic() > deadline:  # not before everybody was signalled once
                 unsettled = pending or [one for one in present if (one.pid, one.state in _GONE) not in before]
                 return TreeResult(len(present), tuple(member.pid for member in unsettled))
             for member in pending:

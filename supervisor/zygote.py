@@ -22,6 +22,8 @@ from agentos.recorder import writer
 from agentos.supervisor import kernel, linux, pipes, sentry, tree
 
 ORPHAN_LIMIT_S: Final = 30.0
+ORPHANS_GO_S: Final = 0.5  # of ending orphans in one go: who asks for a fork waits meanwhile
+ORPHANS_AGAIN_MS: Final = 10
 STRAYS_EVERY_MS: Final = 1_000
 SENTRY_GRACE_S: Final = 0.5  # after the kernel is gone a sentry ends its own tree; then we do
 RECORDER_GRACE_S: Final = 10.0  # it drains the journal; what it cannot is recovered at the next open
@@ -45,6 +47,10 @@ class Zygote:
         self._boot = boot
         self._lifeline = lifeline
         self._kinds: dict[int, str] = {}  # what we forked and have not reaped
+        self._lost: list[tuple[int, int, float]] = []  # dead sentries, told of once nothing of theirs lives: and since
+        self._orphans = 0  # that they left
+        self._orphans_left = False
+        self._beyond: dict[int, int] = {}  # orphans that became another user, and when they were started
         ours, self._kernels_end = socket.socketpair()
         self._kernel = ours
         self._reader = pipes.RightsReader(ours, wire.TO_ZYGOTE)
@@ -66,8 +72,9 @@ class Zygote:
         for descriptor in (self._kernel.fileno(), self._lifeline, self._wakeup_read):
             poller.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poller.poll(STRAYS_EVERY_MS)}
-            if not ready:
+            pause_ms = ORPHANS_AGAIN_MS if self._orphans_left else STRAYS_EVERY_MS
+            ready = {descriptor for descriptor, _ in poller.poll(pause_ms)}
+            if not ready or self._orphans_left:
                 self._end_orphans()  # Linux does not tell who was adopted, nor of a dead sentry that somebody traces
             if self._wakeup_read in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -131,18 +138,43 @@ class Zygote:
             except ChildProcessError:
                 return False
             if pid == 0:
-                return kernel_lives
+                break
             kind = self._kinds.pop(pid, "orphan")
             if kind == "sentry":
-                self._tell(wire.Died(pid, status, self._end_orphans()))
+                self._lost.append((pid, status, time.monotonic()))
             elif kind == "recorder":
                 self._tell(wire.Died(pid, status, 0))
             kernel_lives = kernel_lives and kind != "kernel"
+        if self._lost and kernel_lives:
+            self._end_orphans()
+        return kernel_lives
 
-    def _end_orphans(self) -> int:
-        """End whatever a dead sentry left: every child that we did not fork, and all below it."""
-        ours = frozenset(self._kinds)
-        return tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=ours, reap=_reap_orphan).processes
+    def _end_orphans(self) -> None:
+        """End whatever dead sentries left, every child that we did not fork and all below it, and tell of them.
+
+        What has not ended in this go is for the next one. What does not end at all is told of in the end.
+        """
+        result = self._kill(frozenset(self._kinds), ORPHANS_GO_S)
+        self._orphans = max(self._orphans, result.processes)
+        self._orphans_left = bool(set(result.remaining) - self._beyond.keys())
+        late = time.monotonic() - ORPHAN_LIMIT_S
+        told = [one for one in self._lost if not self._orphans_left or one[2] < late]
+        for one in told:
+            self._lost.remove(one)
+            self._tell(wire.Died(one[0], one[1], self._orphans))
+        if not self._lost:
+            self._orphans = 0
+
+    def _kill(self, but: frozenset[int], limit_s: float) -> tree.TreeResult:
+        """Kill our descendants, without those that we found not to be ours to signal; each is tried once."""
+        starts = {pid: found.start_ticks for pid in self._beyond if (found := linux.read_stat(str(pid))) is not None}
+        self._beyond = {pid: ticks for pid, ticks in self._beyond.items() if starts.get(pid) == ticks}
+        result = tree.kill(os.getpid(), limit_s=limit_s, but=but | self._beyond.keys(), reap=_reap_orphan)
+        for pid in result.remaining:
+            found = linux.read_stat(str(pid))
+            if found is not None and not _may_signal(pid):
+                self._beyond[pid] = found.start_ticks
+        return result
 
     def _tell(self, frame: Any) -> None:
         with contextlib.suppress(OSError):  # the kernel is gone: `serve` sees it next
@@ -153,9 +185,10 @@ class Zygote:
         self._kernel.close()
         self._wait_for("sentry", SENTRY_GRACE_S)
         recorders = frozenset(pid for pid, kind in self._kinds.items() if kind == "recorder")
-        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, but=recorders, reap=_reap_orphan)
+        self._kill(recorders, ORPHANS_GO_S)  # who may not be signalled does not take the time of those that may
+        self._kill(recorders, ORPHAN_LIMIT_S)
         self._wait_for("recorder", RECORDER_GRACE_S)
-        tree.kill(os.getpid(), limit_s=ORPHAN_LIMIT_S, reap=_reap_orphan)
+        self._kill(frozenset(), ORPHAN_LIMIT_S)
 
     def _wait_for(self, kind: str, limit_s: float) -> None:
         deadline = time.monotonic() + limit_s
@@ -164,6 +197,16 @@ class Zygote:
             with contextlib.suppress(ChildProcessError):
                 while (found := os.waitpid(-1, os.WNOHANG))[0]:
                     self._kinds.pop(found[0], None)
+
+
+def _may_signal(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
 
 
 def _reap_orphan(pid: int) -> bool:
