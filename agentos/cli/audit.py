@@ -23,6 +23,7 @@ from agentos.cli.printable import printable
 from agentos.errors import BadRequest, CallerError, HostError, nearest
 from agentos.policies.decision import RESERVED_REASONS
 from agentos.recorder.event import SEVERITIES
+from agentos.recorder.kinds import EVENT_TYPES
 from agentos.runs import Run, locate, recorded_runs
 
 EXIT_UNREADABLE: Final = 125
@@ -127,14 +128,15 @@ def started_at(run: Run) -> str:
 
 
 def _hint_at_types(runs: Sequence[Run], event_types: Sequence[str]) -> None:
-    """Nothing was found: perhaps because a type is misspelled. The newest events say which there are."""
+    """Nothing was found: perhaps because a type is misspelled. Programs log types of their own: the newest events say which."""
     known: set[str] = set()
     for run in runs[-HINT_RUNS:] if event_types else ():
         with contextlib.suppress(HostError):
             known.update(event["event_type"] for event in events(run, Wanted(last=HINT_EVENTS)))
     for word in event_types:
         if word not in known:
-            say(f"no event of type {word!r}{nearest(word, known)}")
+            hint = "" if word in EVENT_TYPES else nearest(word, known | EVENT_TYPES)
+            say(f"no event of type {word!r}{hint}")
 
 
 def _runs(word: str | None) -> tuple[Run, ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentos.recorder.reader import RunReader
 
 Event = dict[str, Any]
-LIFE: Final = ("agent_starting", "agent_started", "agent_exited", "sentry_lost")
+LIFE: Final = ("agent_starting", "agent_started", "agent_start_failed", "agent_exited", "sentry_lost")
 BATCH_EVENTS: Final = 1_000  # read at once: memory stays small, and a query costs little beside them
 
 
@@ -147,6 +147,8 @@ def _told_by(event: Event) -> dict[str, Any]:
     data = event["data"]
     if event["event_type"] == "agent_started":
         return {"pid": data.get("pid"), "sentry_pid": data.get("sentry_pid")}
+    if event["event_type"] == "agent_start_failed":
+        return {"ended_at": event["ts"], "ended_by": "start failed"}
     if event["event_type"] == "agent_exited":
         return {
             "exit_code": data.get("exit_code"), "exit_signal": data.get("exit_signal"), "ended_at": event["ts"],

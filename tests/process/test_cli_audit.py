@@ -132,6 +132,8 @@ def test_asked_for_what_there_is_not(past: CommandLine) -> None:
     assert (done.stdout, done.stderr) == (
         "", "agentos: no event of type 'policy_violatoin' (did you mean 'policy_violation'?)\n",
     )  # fmt: skip
+    assert "did you mean 'agent_waiting'" in past("audit", "--type", "agent_waitng").stderr  # none was ever recorded
+    assert past("audit", "--type", "agent_waiting").stderr == "agentos: no event of type 'agent_waiting'\n"
     assert "did you mean 'asks'" in past("audit", "akss", code=3).stderr
     assert "ambiguous" in past("audit", "--run", "2", code=2).stderr
 

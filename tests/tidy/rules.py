@@ -34,6 +34,7 @@ RANKS = {
     "agentos.lifecycle": 1,
     "agentos.policies": 1,
     "agentos.recorder.event": 1,
+    "agentos.recorder.kinds": 1,
     "agentos.recorder.merkle": 1,
     "agentos.recorder.query": 1,
     "agentos.recorder.redact": 1,

@@ -110,9 +110,13 @@ def test_past_agents_are_told_from_their_events() -> None:
         event("agent_starting", 3, agent_id="a2", name="lost", command=["sleep"], policy="workspace", level="none"),
         event("agent_exited", 4, exit_code=0, exit_signal=None, ended_by="", actions=3, violations=1),
         event("agent_exited", 5, agent_id="never-started", exit_code=0),
+        event("agent_starting", 6, agent_id="a3", name="absent", command=["nothing"], policy="workspace"),
+        event("agent_start_failed", 7, agent_id="a3", error="no such program"),
     ]
-    report, lost = fold(RUN, story)
-    assert report["state"] == lost["state"] == "terminated"
+    report, lost, absent = fold(RUN, story)
+    assert report["state"] == lost["state"] == absent["state"] == "terminated"
+    assert absent["ended_by"] == "start failed"
+    assert absent["ended_at"] > absent["started_at"]
     assert (report["pid"], report["exit_code"], report["actions_count"]) == (42, 0, 3)
     assert report["ended_at"] > report["started_at"]
     assert (lost["exit_code"], lost["exit_signal"]) == (None, None)  # nobody saw how, and we say so
