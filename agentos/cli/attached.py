@@ -233,8 +233,10 @@ class Denials:
             return None
         self._seen.add(key)
         self._lines += 1
-        rule = data.get("rule_name") or ("the default" if data.get("rule") is None else f"rule {data['rule']}")
-        return f"denied {operation} {resource}: {data.get('reason')} ({rule})"
+        rule, reason = data.get("rule_name"), str(data.get("reason"))
+        rule = rule or ("the default" if data.get("rule") is None else f"rule {data['rule']}")
+        by = "" if str(rule).lower() == reason.lower() else f" ({rule})"  # a rule may be called what it says
+        return f"denied {operation} {resource}: {reason}{by}"
 
 
 def exit_code(row: dict[str, Any]) -> int:

@@ -247,7 +247,8 @@ def _tell_action(event: Event, data: dict[str, Any]) -> str:
         verdict = "allowed, would be denied"
     repeats = f" ({data['repeats']} more)" if data.get("repeats") else ""
     reason = str(data.get("reason") or "")
-    why = f": {reason}" if reason and reason not in RESERVED_REASONS else ""
+    said = reason.lower() == str(data.get("rule_name")).lower()  # a rule may be called what it says
+    why = f": {reason}" if reason and reason not in RESERVED_REASONS and not said else ""
     argv = data.get("argv")
     words = argv[1:] if isinstance(argv, list) else []
     what = " ".join([str(data.get("resource", "?")), *(str(word) for word in words)])
@@ -273,6 +274,10 @@ def _tell_kernel(_: Event, data: dict[str, Any]) -> str:
     return _line(
         "kernel started", f"run {data.get('run')}, policy {data.get('policy')}, in {data.get('workspace')}, {mode}"
     )
+
+
+def _tell_kernel_end(_: Event, data: dict[str, Any]) -> str:
+    return _line("kernel stopped", str(data.get("why") or ""))
 
 
 def _tell_starting(_: Event, data: dict[str, Any]) -> str:
@@ -315,6 +320,7 @@ _TELLING: Final[dict[str, Callable[[Event, dict[str, Any]], str]]] = {
     "policy_violation": _tell_action,
     "policy_violation_repeated": _tell_action,
     "kernel_started": _tell_kernel,
+    "kernel_stopped": _tell_kernel_end,
     "agent_starting": _tell_starting,
     "agent_raised": _tell_raised,
     "agent_exited": _tell_exited,

@@ -85,7 +85,9 @@ def test_a_python_agent_prints_returns_and_raises(agentos: CommandLine) -> None:
         "async def leaves():\n    print('later')\n    sys.exit(9)\n"
     )
     done = agentos("run", "agents.py:hello", "big", "world")
-    assert (done.stdout, done.stderr.splitlines()[1:]) == ("hello big world\n", ["to stderr"])
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(NOTICE.replace("none", "hooks"))
+    assert (done.stdout, rest) == ("hello big world\n", ["to stderr"])
     assert agentos("run", "agents:leaves", code=9).stdout == "later\n"
     told = agentos("run", "agents.py:fails", code=1).stderr
     assert told.count("ValueError: not") == 1, "said once, by its own traceback"

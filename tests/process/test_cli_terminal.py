@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,9 +156,13 @@ def test_an_agent_reads_keys_from_the_terminal(agentos: CommandLine) -> None:
 
 
 def test_no_terminal_is_needed(agentos: CommandLine) -> None:
-    """As from cron: a session of its own, nothing to read, no TERM."""
-    done = agentos.shell("setsid -w env -u TERM -u HOME bash -c 'agentos run --require none -- true' </dev/null", None)
-    assert done.returncode in {0, 127}, done.stderr
+    """As from cron: a session of its own, nothing to read, no TERM, no home."""
+    env = {key: value for key, value in agentos.env.items() if key not in {"HOME", "LANG"}}
+    done = subprocess.run(
+        [*PROGRAM, "run", *UNMEDIATED, "--", "sh", "-c", "tty; cat; exit 3"], cwd=agentos.work, env=env, timeout=60,
+        start_new_session=True, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "not a tty\n")
 
 
 # --- sizes and kinds of terminals ------------------------------------------------------------------------------------

@@ -220,11 +220,10 @@ def test_signals_are_listed_and_translated(crew: Crew) -> None:
 
 def test_scope_and_default(agentos: CommandLine) -> None:
     """TERM is the default and reaches the leader; --tree reaches its children, too."""
-    child = "trap 'echo child >> got' USR1; while :; do sleep 0.02; done"
-    leader = f"trap 'echo leader >> got' USR1; ({child}) & while :; do sleep 0.02; done"
-    agentos.detached("--name", "pair", "-e", f"COOKIE={agentos.cookie}!", "--", "sh", "-c", f"{leader} # ready")
-    wait_until(lambda: len(carriers(f"{agentos.cookie}!")) >= 2, what="both")
-    time.sleep(0.2)  # until both have set their traps
+    child = "trap 'echo child >> got' USR1; touch child; while :; do sleep 0.02; done"
+    leader = f"trap 'echo leader >> got' USR1; touch leader; ({child}) & while :; do sleep 0.02; done"
+    agentos.detached("--name", "pair", "--", "sh", "-c", leader)
+    wait_until(lambda: {"child", "leader"} <= set(os.listdir(agentos.work)), what="both traps to be set")
     got = agentos.work / "got"
 
     def after(*words: str, expected: list[str]) -> None:
@@ -234,6 +233,7 @@ def test_scope_and_default(agentos: CommandLine) -> None:
 
     after(expected=["leader"])
     after("--leader", expected=["leader"])
+    after("--tree", expected=["child", "leader"])
     assert agentos.json("kill", "-USR1", "--leader", "pair")[0]["processes"] == 1
     agentos("kill", "pair")
     assert agentos.out("wait", "pair", code=143) == "pair: killed by SIGTERM\n"

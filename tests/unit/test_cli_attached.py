@@ -77,6 +77,7 @@ def test_each_distinct_denial_is_shown_once() -> None:
     )
     assert denials.line(denial(".env", rule_name="secrets"), 9 * SECOND) is None
     assert denials.line(denial(".ssh"), 0) == "denied read .ssh: secrets stay out of reach (rule 0)"
+    assert denials.line(denial("/y", rule_name="Outside", reason="outside"), 0) == "denied read /y: outside"
     assert denials.line(denial("x", rule=None), 0) == "denied read x: secrets stay out of reach (the default)"
 
 

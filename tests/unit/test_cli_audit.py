@@ -36,6 +36,8 @@ def test_actions_say_what_was_decided_and_why() -> None:
     assert told == "2026-01-02 03:04:01.678  report        read      data/a  allowed by rule 2: granted"
     told = one_line(event("policy_violation", operation="read", resource=".env", rule_name="secrets", reason="no"))
     assert told.endswith("read      .env  denied by secrets: no")
+    told = one_line(event("policy_violation", operation="read", resource="/x", rule_name="outside", reason="Outside"))
+    assert told.endswith("/x  denied by outside")
     told = one_line(event("policy_violation", operation="read", resource=".env", enforced=False))
     assert told.endswith(".env  allowed, would be denied by default")
     told = one_line(event("policy_violation_repeated", operation="read", resource=".env", rule=0, repeats=41))
@@ -53,7 +55,7 @@ def test_a_life_reads_as_a_story() -> None:
         "end       exit code 0; 3 actions, 1 denied"
     )
     assert one_line(event("kernel_stopped", agent_name="", agent_id="", why="shutdown")).endswith(
-        "kernel        kernel stopped  why shutdown"
+        "kernel        kernel stopped  shutdown"
     )
     assert one_line(event("agent_exited", how="exit code 0", actions=1, violations=0)).endswith("; 1 action, 0 denied")
     assert one_line(event("signal_confirmed", signal="SIGSTOP", ok=True, processes=1)).endswith("confirmed, 1 process")
