@@ -157,7 +157,7 @@ class Notice(NamedTuple):
 
 
 class Callback(NamedTuple):
-    """Kernel → host program: run a handler or a module there; answered by Returned before the kernel's deadline."""
+    """Kernel → host program, reserved: run a handler or a module there; answered by Returned before a deadline."""
 
     id: int
     name: str
@@ -171,7 +171,7 @@ class Returned(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """Kernel → client: a rule asks a person. The ask id is bound to agent and action digest and never reused."""
+    """Kernel → client, reserved for approvals: a rule asks a person. The id is bound to the action and never reused."""
 
     ask_id: str
     agent_id: str
@@ -225,7 +225,7 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     cpu_ms: int
-    rss_kb_max: int
+    rss_kb_max: int  # 0 so far: the memory of a zombie is gone
 
 
 class Reap(NamedTuple):
@@ -256,7 +256,7 @@ class LogGrew(NamedTuple):
 
 
 class Input(NamedTuple):
-    """Client → kernel → sentry: bytes for the agent's terminal; empty means end of input."""
+    """Client → kernel → sentry, reserved with WindowSize: bytes for the agent's terminal; empty is its end."""
 
     data: bytes
 
