@@ -43,7 +43,7 @@ from agentos.supervisor.recorder_link import RecorderLink
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.scratch import remove_tree
 from agentos.supervisor.slots import Slots
-from agentos.supervisor.starting import Starting, nofile_limits
+from agentos.supervisor.starting import Starting, raise_descriptor_limit
 from agentos.supervisor.zygote_link import ZygoteLink
 
 LOCK_TRIES: Final = 100
@@ -86,8 +86,8 @@ class Kernel:
         self._ids = itertools.count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._shutting_down = False
-        boot["nofile"] = nofile_limits()
-        boot["umask"] = os.umask(0o077)
+        raise_descriptor_limit()
+        os.umask(0o077)
         _make_directories(boot)
         self._lock = _take_lock(boot["runtime"])
         self._janitor = ThreadPoolExecutor(1, "janitor")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -55,9 +54,6 @@ def _become(params: dict[str, Any], stdio: Stdio, channel: tuple[int, ...], stat
         os.dup2(source, target, inheritable=True)
     linux.close_all_but({0, 1, 2, status_write, *channel})
     _reset_signals(for_python=not params["argv"])
-    soft, hard = params["nofile"]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    os.umask(params["umask"])
     os.chdir(params["cwd"])
     if params["start_paused"]:
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -188,7 +188,7 @@ class Starting:
                 "id": agent.id, "argv": [os.fsencode(word) for word in request.argv], "program": os.fsencode(program),
                 "env": {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
                 "cwd": os.fsencode(request.cwd),
-                "logs": self._boot["logs"], "nofile": self._boot["nofile"], "umask": self._boot["umask"],
+                "logs": self._boot["logs"],
                 "start_paused": request.start_paused, "name": request.name,
             }  # fmt: skip
             agent.sentry_pid = await self._fork_sentry(params, pipes.theirs(stdin))
@@ -288,11 +288,13 @@ def find_program(program: str, env: Mapping[str, str], cwd: str) -> str:
     return os.path.join(cwd, found)
 
 
-def nofile_limits() -> tuple[int, int]:
-    """Raise our own soft limit to the hard one (1,000 agents need ~7,000 descriptors); return the original pair."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def raise_descriptor_limit() -> None:
+    """Raise the kernel's own soft limit to the hard one: 1,000 agents need some 7,000 descriptors.
+
+    Agents are not forked from here: they get the limits, and the umask, that the host program had.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
 
 
 def _why_not(agent: Agent) -> AgentosError:

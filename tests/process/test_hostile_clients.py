@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,14 +201,14 @@ def test_descriptors_without_an_end_are_not_collected(place: Arena, door: socket
     before = place.inspect()["kernel_descriptors"]
     null = os.open(os.devnull, os.O_RDONLY)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * 10))]
-    door.sendall(HELLO + (16 * MIB - 1).to_bytes(4))
+    door.sendall(HELLO + (16 * MIB - 1).to_bytes(4) + b"\x93\x1e")  # a call, as it seems
     sent = 0
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while sent < 1_000:
             sent += door.sendmsg([b"x"], rights)
             time.sleep(0.0005)
     os.close(null)
-    assert sent < 500
+    assert sent < 50
     wait_until(lambda: place.inspect()["kernel_descriptors"] <= before, what="them to be closed")
 
 
@@ -351,25 +350,3 @@ def test_a_place_that_is_not_ours_alone_is_refused(home: Path, monkeypatch: pyte
         os.chown(home / "theirs", 65534, 65534)
     with pytest.raises(HostError, match="must be a directory owned by"):
         start_kernel()
-
-
-def test_who_looks_whether_a_run_lives_keeps_no_kernel_from_starting(home: Path) -> None:
-    stop = threading.Event()
-
-    def look() -> None:
-        while not stop.is_set():
-            list(runs.live_runs())
-
-    lookers = [threading.Thread(target=look) for _ in range(2)]
-    for looker in lookers:
-        looker.start()
-    try:
-        for _ in range(4):
-            started = start_kernel(policy="permissive")
-            assert started.run.alive()
-            started.link.close()
-            started.guard.wait(20)
-    finally:
-        stop.set()
-        for looker in lookers:
-            looker.join()

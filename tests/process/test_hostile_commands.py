@@ -225,6 +225,23 @@ def failures(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
+def test_a_failure_of_exec_is_on_record_before_the_exit_whatever_the_sentry_hears_first(tmp_path: Path) -> None:
+    lost = executable(tmp_path / "lost", b"#!/does/not/exist\n")
+    host = Host(tmp_path, {"argv": [lost], "start_paused": True})
+    try:
+        os.kill(host.facts["sentry_pid"], signal.SIGSTOP)
+        os.kill(host.facts["pid"], signal.SIGCONT)  # it tries to execute, fails and exits, and nobody hears it
+        wait_until(lambda: state_of(host.facts["pid"]) == "Z", what="the agent to be dead")
+        os.kill(host.facts["sentry_pid"], signal.SIGCONT)
+        host.call("wait", timeout_s=10)
+        kinds = [one.event_type for one in host.events() if one.event_type.startswith("agent_")]
+        assert [kind for kind in kinds if kind in ("agent_start_failed", "agent_exited")] == [
+            "agent_start_failed", "agent_exited",
+        ]  # fmt: skip
+    finally:
+        host.close()
+
+
 @pytest.mark.parametrize("name", ["E2BIG", "ENOEXEC", "ETXTBSY", "ENOENT", "ELOOP", "NUL"])
 def test_a_failure_of_exec_is_named_and_leaves_nothing(place: Arena, tmp_path: Path, name: str) -> None:
     argv, says = failures(tmp_path)[name]
@@ -382,16 +399,17 @@ def can_be_a_stranger() -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.parametrize("limit", [15, 16])  # an agent takes two: one time there is room for its sentry only
 @pytest.mark.parametrize("user", [STRANGER if os.getuid() == 0 else os.getuid()] if can_be_a_stranger() else [])
-def test_without_processes_a_start_fails_by_name_and_others_go_on(user: int) -> None:
+def test_without_processes_a_start_fails_by_name_and_others_go_on(user: int, limit: int) -> None:
     with tempfile.TemporaryDirectory() as base:  # where that user can go
-        host = Host(Path(base), {"argv": SLEEPER}, limits={"RLIMIT_NPROC": 15}, user=user)
+        host = Host(Path(base), {"argv": SLEEPER}, limits={"RLIMIT_NPROC": limit}, user=user)
         try:
             started, failed = [], []
             for _ in range(12):
-                answer = host.call("start", argv=SLEEPER, require="none", name="one-more")
+                answer = host.call("start", argv=SLEEPER, require="none", name="one-more", cwd=base)
                 (failed if "error" in answer else started).append(answer)
-            assert started
+            assert started, failed[0]
             assert failed
             assert {answer["error"] for answer in failed} == {"HostError"}
             assert all(os.strerror(errno.EAGAIN) in answer["message"] for answer in failed), failed
@@ -399,7 +417,7 @@ def test_without_processes_a_start_fails_by_name_and_others_go_on(user: int) -> 
             for answer in started:
                 assert host.call("signal", id=answer["id"], signal=signal.SIGKILL)["ok"]
                 assert host.call("wait", id=answer["id"], timeout_s=10)["exit_signal"] == signal.SIGKILL
-            again = host.call("start", argv=["/bin/true"], require="none")
+            again = host.call("start", argv=["/bin/true"], require="none", cwd=base)
             assert host.call("wait", id=again["id"], timeout_s=10)["exit_code"] == 0
             assert host.events("kernel_fault") == []
         finally:
