@@ -198,7 +198,7 @@ def test_who_says_nothing_is_hung_up_on(door: socket.socket) -> None:
 
 
 def test_descriptors_without_an_end_are_not_collected(place: Arena, door: socket.socket) -> None:
-    before = place.inspect()["kernel_descriptors"]
+    before = place.descriptors()
     null = os.open(os.devnull, os.O_RDONLY)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null] * 10))]
     door.sendall(HELLO + (16 * MIB - 1).to_bytes(4) + b"\x93\x1e")  # a call, as it seems
@@ -209,7 +209,7 @@ def test_descriptors_without_an_end_are_not_collected(place: Arena, door: socket
             time.sleep(0.0005)
     os.close(null)
     assert sent < 50
-    wait_until(lambda: place.inspect()["kernel_descriptors"] <= before, what="them to be closed")
+    wait_until(lambda: place.descriptors() <= before, what="them to be closed")
 
 
 def test_descriptors_belong_to_the_frame_they_came_with(place: Arena, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def _kernel_pid(started: Any) -> int:
 
 
 def test_six_hundred_clients_are_served_or_told_why_not(place: Arena) -> None:
-    before = place.inspect()["kernel_descriptors"]
+    before = place.descriptors()
     clients, refused = [], 0
     for _ in range(600):
         try:
@@ -248,7 +248,7 @@ def test_six_hundred_clients_are_served_or_told_why_not(place: Arena) -> None:
         assert client.call("ps")["run"] == run_of(place).run_id
     for client in clients:
         client.close()
-    wait_until(lambda: place.inspect()["kernel_descriptors"] <= before, what="their descriptors to be closed")
+    wait_until(lambda: place.descriptors() <= before, what="their descriptors to be closed")
     last = connect(run_of(place))
     assert last.call("ps")["run"] == run_of(place).run_id
     last.close()

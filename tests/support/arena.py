@@ -83,6 +83,14 @@ class Arena:
         pages = int(Path(f"/proc/{self.inspect()['kernel_pid']}/statm").read_text().split()[1])
         return pages * mmap.PAGESIZE
 
+    def descriptors(self) -> int:
+        """Return how many descriptors the kernel keeps; for a moment it has one more, to remove a directory."""
+        samples = []
+        for _ in range(5):
+            samples.append(int(self.inspect()["kernel_descriptors"]))
+            time.sleep(0.01)
+        return min(samples)
+
     def waits(self) -> Waits:
         """Return how the bystander fared since the last call."""
         actions, worst_s, sum_s = NOTES.unpack_from(self._notes)
