@@ -68,6 +68,7 @@ class Agent:
     pid: int = 0
     start_ticks: int = 0
     sentry_pid: int = 0
+    sentry_ticks: int = 0  # when Linux started it: with its pid, it and no other
     exit_code: int | None = None
     exit_signal: int | None = None
     exited: wire.Exited | None = None  # told by the sentry; on record a moment later

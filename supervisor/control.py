@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -175,7 +176,10 @@ class Control:
             self.loop.remove_reader(self._listener.fileno())
             self.loop.call_later(ACCEPT_PAUSE_S, self._listen_again)
             return
-        refusal = self._judge(sock)
+        try:
+            refusal = self._judge(sock)
+        except OSError as error:  # no descriptor is left to read /proc with
+            refusal = {"reason": f"the caller cannot be identified: {error.strerror}"}
         if not refusal and len(self._peers) >= PEERS_MAX:
             refusal = {"reason": f"{PEERS_MAX} clients are connected already"}
         if refusal:
@@ -244,8 +248,8 @@ def _still_the_same(sock: socket.socket) -> bool:
     """Whether the peer still lives, so that what /proc said of its pid was said of it. True where Linux cannot tell."""
     try:
         descriptor = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    except OSError:
-        return True
+    except OSError as error:  # anything else says that it is gone, or that there is no descriptor left to tell with
+        return error.errno == errno.ENOPROTOOPT
     poller = select.poll()
     poller.register(descriptor, select.POLLIN)
     alive = not poller.poll(0)  # a pidfd is readable once its process ended (pidfd_open(2))

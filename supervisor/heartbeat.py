@@ -45,31 +45,54 @@ class Heartbeat:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            for name, pid in self._ours().items():
+            self._look()
+
+    def _look(self) -> None:
+        """Look at everybody once. Whom no descriptor is left to look at is looked at in the next beat."""
+        for name, pid in self._ours().items():
+            with contextlib.suppress(OSError):
                 self._wake(name, pid)
-            for agent in self._agents.living():
-                if agent.to_sentry is not None and agent.sentry_pid:
+        for agent in self._agents.living():
+            if agent.to_sentry is not None and agent.sentry_pid:
+                with contextlib.suppress(OSError):
                     self._beat(agent)
 
     def _beat(self, agent: Agent) -> None:
         assert agent.to_sentry is not None
         agent.silent_beats += 1
+        agent.to_sentry.write(wire.encode(wire.Ping(next(self._ids))))
+        if not agent.sentry_ticks and (found := linux.read_stat(str(agent.sentry_pid))) is not None:
+            agent.sentry_ticks = found.start_ticks
         if agent.silent_beats > STOPPED_BEATS:
             self._end_silent(agent)
-        agent.to_sentry.write(wire.encode(wire.Ping(next(self._ids))))
 
     def _end_silent(self, agent: Agent) -> None:
         found = linux.read_stat(str(agent.sentry_pid))
-        stopped = found is not None and found.state in "Tt"
-        if found is not None and (stopped or agent.silent_beats > HUNG_BEATS):
+        if found is None or (found.ppid, found.start_ticks) != (os.getppid(), agent.sentry_ticks):
+            return  # it is gone, and the zygote says so next
+        stopped = found.state in "Tt"
+        if stopped or agent.silent_beats > HUNG_BEATS:
             data = {"silent_beats": agent.silent_beats, "stopped": stopped}
             self._broker.note(agent, "sentry_hung", data, severity="error")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(agent.sentry_pid, signal.SIGKILL)  # not reaped before its Died reached us: cannot be reused
+            _signal(found, signal.SIGKILL)
 
     def _wake(self, name: str, pid: int) -> None:
         found = linux.read_stat(str(pid)) if pid else None
         if found is not None and found.state in "Tt" and found.name.startswith("agentos-"):
             self._record("process_woken", {"process": name, "pid": pid})
+            _signal(found, signal.SIGCONT)
+
+
+def _signal(seen: linux.ProcStat, number: signal.Signals) -> None:
+    """Signal the process that was seen, and no other that may have its pid by now."""
+    try:
+        descriptor = os.pidfd_open(seen.pid)
+    except ProcessLookupError:
+        return
+    try:
+        again = linux.read_stat(str(seen.pid))
+        if again is not None and again.start_ticks == seen.start_ticks:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)

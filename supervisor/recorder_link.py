@@ -87,26 +87,27 @@ class RecorderLink:
         return self._recording.durable_seq >= self._recording.last_seq
 
     async def _start(self) -> None:
-        """Fork a recorder and connect it. Raises HostError."""
+        """Fork a recorder and connect it. Raises HostError, or OSError when there are no descriptors left."""
         ours, theirs = socket.socketpair()
         self._died_early = {}
         try:
             with theirs:
-                self.pid = await self._zygote.fork("recorder", self._params, [theirs.fileno()])
-        except HostError:
-            ours.close()
+                pid = await self._zygote.fork("recorder", self._params, [theirs.fileno()])
+            self._connect(ours, pid)
+        except (HostError, OSError):
+            ours.close()  # a recorder that was forked hears that it is not wanted, and goes
             raise
         finally:
             died, self._died_early = self._died_early, None
-        self._connect(ours)
         if self.pid in died:  # it was gone before we knew its pid
             self.on_died(died[self.pid])
 
-    def _connect(self, ours: socket.socket) -> None:
+    def _connect(self, ours: socket.socket, pid: int) -> None:
         ours.setblocking(False)
-        self._sock, self._decoder = ours, wire.Decoder(wire.FROM_RECORDER)
         with contextlib.suppress(ProcessLookupError):
-            self._pidfd = os.pidfd_open(self.pid)
+            self._pidfd = os.pidfd_open(pid)
+        self.pid = pid
+        self._sock, self._decoder = ours, wire.Decoder(wire.FROM_RECORDER)
         self._ended.clear()
         self._beats = 0
         self._outbox = Outbox(self._loop, ours.fileno(), lambda _: None)
@@ -126,7 +127,7 @@ class RecorderLink:
                 return
             try:
                 await self._start()
-            except HostError as error:
+            except (HostError, OSError) as error:
                 self._recording.why_not = str(error)
             else:
                 return

@@ -84,35 +84,35 @@ class Starting:
         env = self._environment(request, agent_id)
         program = find_program(request.argv[0], env, request.cwd) if request.argv else ""
         agent = self._new_agent(request, agent_id, level, env)
-        seq = self._recording.append(
-            "agent_starting", self._intent(request, agent, program), agent_id=agent.id, agent_name=agent.name,
-            execution_id=agent.execution_id, durable=True,
-        )  # fmt: skip
-        await self._recording.durable(seq)
-        self._agents.add(agent)
-        if self._slots.ask(agent.id, request.priority):
-            await self._born(agent, request, program, env, stdin)
-        else:
-            self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
-            agent.in_line = True
-            kept = None if stdin is None else os.dup(stdin)  # the caller's is closed once it has its answer
+        with contextlib.ExitStack() as held:
+            kept = _keep(stdin, held)  # before anything is on record: there may be no descriptor left
+            seq = self._recording.append(
+                "agent_starting", self._intent(request, agent, program), agent_id=agent.id, agent_name=agent.name,
+                execution_id=agent.execution_id, durable=True,
+            )  # fmt: skip
+            await self._recording.durable(seq)
+            self._agents.add(agent)
             birth = self._born(agent, request, program, env, kept)
-            task = self._loop.create_task(self._in_turn(agent, birth, kept))
-            self._tasks.add(task)  # the loop itself keeps only weak references
-            task.add_done_callback(self._tasks.discard)
+            if self._slots.ask(agent.id, request.priority):
+                await birth
+            else:
+                self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
+                agent.in_line = True
+                task = self._loop.create_task(self._in_turn(agent, birth, held.pop_all()))
+                self._tasks.add(task)  # the loop itself keeps only weak references
+                task.add_done_callback(self._tasks.discard)
         return agent
 
-    async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None], stdin: int | None) -> None:
+    async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None], held: contextlib.ExitStack) -> None:
         """Bring the agent to life when it is its turn. What goes wrong then is how the agent ended."""
-        await self._slots.turn(agent.id)
-        agent.in_line = False
-        if agent.gone.is_set():
-            birth.close()
-        else:
-            with contextlib.suppress(AgentosError, OSError):
-                await birth
-        if stdin is not None:
-            os.close(stdin)
+        with held:
+            await self._slots.turn(agent.id)
+            agent.in_line = False
+            if agent.gone.is_set():
+                birth.close()
+            else:
+                with contextlib.suppress(AgentosError, OSError):
+                    await birth
 
     async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
         try:
@@ -182,6 +182,7 @@ class Starting:
     async def _launch(
         self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None
     ) -> None:
+        words = self._first_words(agent, request) if request.kind == "python" else b""
         unread = partial(self._unread, agent)
         with _Pipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
             params = {
@@ -196,7 +197,8 @@ class Starting:
         self.sentries.watch(agent, agent.from_sentry)
         if agent.up is not None:
             self._broker.watch_agent(agent, agent.up)
-            self._send_start(agent, request)
+            assert agent.calls is not None
+            agent.calls.write(words)
         await self._confirm(agent)
         self._endings.watch_time(agent)
 
@@ -205,14 +207,16 @@ class Starting:
         if agent.calls is not None and agent.calls.overflowed:
             self._broker.protocol_fault(agent, ProtocolError(f"it {why} on its calls pipe"))
 
-    def _send_start(self, agent: Agent, request: Request) -> None:
-        assert agent.calls is not None
-        agent.calls.write(wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())))
+    def _first_words(self, agent: Agent, request: Request) -> bytes:
+        """Return what a Python agent is told first. Raises BadRequest: it is too large to be told at all."""
         start = wire.Start(
             agent.id, agent.name, self._boot["run_id"], request.target, request.pickle, request.args, request.kwargs,
             self._boot["sys_path"], agent.level,
         )  # fmt: skip
-        agent.calls.write(wire.encode(start))
+        try:
+            return wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())) + wire.encode(start)
+        except ProtocolError as error:
+            raise BadRequest(f"{agent.name}: its function and arguments do not fit: {error}; pass a path") from error
 
     async def _confirm(self, agent: Agent) -> None:
         """Wait for exec. Raises what hindered it."""
@@ -247,6 +251,18 @@ class Starting:
     def private_path(self, agent_id: str) -> Path:
         """Return the agent's own directory, made 0700 before it starts and removed when its tree is gone."""
         return Path(self._boot["tmp"]) / agent_id
+
+
+def _keep(stdin: int | None, held: contextlib.ExitStack) -> int | None:
+    """Return a descriptor of our own for `stdin`: the caller's is closed once it has its answer. Raises HostError."""
+    if stdin is None:
+        return None
+    try:
+        kept = os.dup(stdin)
+    except OSError as error:
+        raise HostError(f"no descriptor for stdin: {error.strerror}; see the limits in `agentos doctor`") from error
+    held.callback(os.close, kept)
+    return kept
 
 
 def _check_size(request: Request) -> None:

@@ -113,13 +113,13 @@ class Zygote:
         if pid:
             self._kinds[pid] = kind
             return pid
-        linux.die_with(parent)
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        linux.close_all_but(keep | {0, 1, 2})  # the null device, and what --debug shows: never free for a pipe of ours
-        linux.set_name(f"agentos-{kind}")
         code = 70  # EX_SOFTWARE
         try:
+            linux.die_with(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            linux.close_all_but(keep | {0, 1, 2})  # the null device and what --debug shows: never free for our pipes
+            linux.set_name(f"agentos-{kind}")
             program()
             code = 0
         except BaseException:  # the top loop of every process we fork: report, then never return into the zygote

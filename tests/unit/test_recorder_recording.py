@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -301,6 +302,30 @@ def test_a_recorder_that_dies_before_its_pid_is_known_is_replaced_too(tmp_path: 
         reasons = [one.data["reason"] for one in office.recorded() if one.event_type == "recorder_restarted"]
         assert reasons[0] == ""
         assert "No such file or directory" in reasons[1]
+
+    work(story, tmp_path)
+
+
+@pytest.mark.parametrize("place", [(os, "pidfd_open"), (socket, "socketpair")], ids=["pidfd_open", "socketpair"])
+def test_a_recorder_is_started_again_although_descriptors_ran_out_meanwhile(
+    place: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = getattr(*place), iter(range(2))
+
+    def scarce(*args: Any) -> Any:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(*args)
+
+    async def story(office: Office) -> None:
+        await office.link.open()
+        await office.durable()
+        monkeypatch.setattr(*place, scarce)
+        os.kill(office.link.pid, signal.SIGKILL)
+        await office.durable()
+        unwanted = [one for one in office.zygote.processes if one.pid != office.link.pid]
+        await asyncio.to_thread(wait_until, lambda: all(one.poll() is not None for one in unwanted))
+        assert [one.event_type for one in office.recorded()].count("recorder_restarted") == 1
 
     work(story, tmp_path)
 
