@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from agentos import wire
 from agentos.clock import Clock
@@ -30,10 +30,10 @@ from agentos.errors import (
 from agentos.identity import new_id
 from agentos.recorder.event import text
 from agentos.recorder.redact import redact_argv
+from agentos.supervisor.agent_pipes import AgentPipes
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
-from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.requests import Request
 from agentos.supervisor.sentry_link import SentryLink
@@ -184,7 +184,7 @@ class Starting:
     ) -> None:
         words = self._first_words(agent, request) if request.kind == "python" else b""
         unread = partial(self._unread, agent)
-        with _Pipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
+        with AgentPipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
             params = {
                 "id": agent.id, "argv": [os.fsencode(word) for word in request.argv], "program": os.fsencode(program),
                 "env": {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
@@ -324,62 +324,3 @@ def _why_not(agent: Agent) -> AgentosError:
     if failed.what == "fork":
         return HostError(f"cannot start {agent.name}: {why}; see the limits in `agentos doctor`")
     return ProgramNotRunnable(agent.command[0], why)
-
-
-class _Pipes:
-    """The pipes of one agent: two with its sentry, three with a Python agent (ADR 0002).
-
-    Our ends are the agent's from the moment they exist; the others' are closed at the end of the `with`.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, agent: Agent, *, python: bool, on_unread: Callable[[str], None]
-    ) -> None:
-        self._agent = agent
-        self._theirs: list[int] = []
-        try:
-            agent.from_sentry = self._reading()
-            agent.to_sentry = Outbox(loop, self._writing(), _ignore)
-            self._theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            if python:
-                agent.up = self._reading()
-                agent.verdicts = Outbox(loop, self._writing(), _ignore, on_room=self._go_on)
-                agent.calls = Outbox(loop, self._writing(), on_unread)
-        except OSError as error:
-            self.__exit__()
-            raise HostError(
-                f"no pipes for {agent.name}: {error.strerror}; see the limits in `agentos doctor`"
-            ) from error
-
-    def _reading(self) -> int:
-        ours, theirs = os.pipe()
-        self._agent.descriptors.append(ours)
-        self._theirs.append(theirs)
-        return ours
-
-    def _writing(self) -> int:
-        theirs, ours = os.pipe()
-        self._agent.descriptors.append(ours)
-        self._theirs.append(theirs)
-        return ours
-
-    def _go_on(self) -> None:
-        if self._agent.intake is not None:
-            self._agent.intake.go_on()
-
-    def theirs(self, stdin: int | None) -> list[int]:
-        """Return what the sentry gets, in its order: from the kernel, to it, stdin, and a Python agent's three."""
-        sentry_out, sentry_in, null, *channel = self._theirs
-        return [sentry_in, sentry_out, null if stdin is None else stdin, *channel]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor in self._theirs:
-            os.close(descriptor)
-        self._theirs.clear()
-
-
-def _ignore(_: str) -> None:
-    """A peer that cannot be written to is dead or dying: its sentry or the zygote says so next."""
