@@ -79,7 +79,7 @@ class Kernel:
         self.loop = loop
         self.boot = boot
         self.policy = load_policy(boot)
-        self.attached: bool = boot["attached"]
+        self.attached = True  # until `detach`: a host that dies before it has nobody who knows of the run
         self.finished = asyncio.Event()
         self.agents = Agents()
         self._clock = SystemClock()
@@ -131,7 +131,7 @@ class Kernel:
             raise
         first = self.recording.append("kernel_started", {
             "run": boot["run_id"], "policy": self.policy.name, "policy_hash": self.policy.hash,
-            "workspace": boot["workspace"], "attached": self.attached, "kernel_pid": os.getpid(),
+            "workspace": boot["workspace"], "attached": boot["attached"], "kernel_pid": os.getpid(),
         })  # fmt: skip
         await self.recording.durable(first)
         self.control.listen(boot["runtime"])

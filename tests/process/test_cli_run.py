@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -295,18 +296,37 @@ def test_two_runs_at_once_do_not_meet(agentos: CommandLine) -> None:
     assert (first.returncode, second.returncode) == (1, 2)
 
 
-def test_a_kernel_whose_starter_dies_before_its_agent_is_there_ends(agentos: CommandLine) -> None:
-    """Killed between the two, `run -d` must not leave a kernel that nobody will ever give an agent."""
+START_ITS_AGENT = (
+    "from agentos.cli.run import Wishes, prepare; "
+    "params = prepare(Wishes(words=('sleep', '600'), require='none', env_all=True), os.environ).params; "
+    "started.link.call('start', params); "
+)
+
+
+@pytest.mark.parametrize("so_far", ["", START_ITS_AGENT])
+def test_a_kernel_whose_starter_dies_before_it_detached_ends(agentos: CommandLine, so_far: str) -> None:
+    """Killed while it starts, `run -d` has told nobody what there is: neither a kernel nor an agent may go on."""
     code = (
-        "from agentos.client.launch import start_kernel; started = start_kernel(attached=False); "
-        "print(started.guard.pid, flush=True); import os; os._exit(0)"
+        "import os; from agentos.client.launch import start_kernel; started = start_kernel(attached=False); "
+        f"{so_far}print(started.guard.pid, flush=True); os._exit(0)"
     )
     done = subprocess.run(
         [PROGRAM[0], "-c", code], cwd=agentos.work, env=agentos.env, capture_output=True, text=True, timeout=60,
         check=True,
     )  # fmt: skip
     wait_until(lambda: state_of(int(done.stdout)) in ("", "Z"), what="the guard to end")
+    wait_until(lambda: carriers(agentos.cookie) == [], what="all of it to end")
     assert list((agentos.runtime / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.1, 0.15, 0.2])
+def test_killed_while_it_starts_a_detached_run_leaves_nothing(agentos: CommandLine, delay_s: float) -> None:
+    process = agentos.start("run", "-d", *UNMEDIATED, "--env-all", "--", "sleep", "2")  # it may get to detach
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(delay_s)
+    process.kill()
+    process.wait()
+    wait_until(lambda: carriers(agentos.cookie) == [], 15.0, what="all of it to end")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
