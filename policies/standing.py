@@ -1,7 +1,8 @@
 """The rule sets that stand before every policy: @self, @private, @command, @runtime (docs/policies.md).
 
 @self keeps agents from changing agentos and from reading its keys; nothing overrides it. @private is the agent's
-own temporary directory. @command lets the named program and the agent's own source be loaded. @runtime lets
+own temporary directory. @command lets the named program be loaded and the agent's own source be imported (an agent
+that reads it as a file asks its policy like anybody). @runtime lets
 interpreters and libraries be read; a policy may drop it. All by absolute path; the interceptor also holds @self by
 inode. Reads nothing from disk.
 """
@@ -63,7 +64,7 @@ class Standing:
             return "@self", "deny"  # moving a parent directory away moves what is in it
         if base in ("read", "execute") and probe.startswith(self.command):
             return "@command", "allow"
-        if base == "read" and self._is_code(absolute):
+        if operation == "read/import" and self._is_code(absolute):
             return "@command", "allow"
         if runtime and base == "read" and (absolute in self.runtime_files or probe.startswith(self.runtime)):
             return "@runtime", "allow"

@@ -19,6 +19,8 @@ _OWN: Final = tuple(
     str(PACKAGE_DIR / room) for room in ("agentos", "agent_os", "supervisor", "sandbox", "policies", "bin")
 )
 
+_DATABASE_FILES = ("", "-wal", "-shm", ".lock")  # a record may lie anywhere, and SQLite keeps files beside it
+
 
 def load_policy(boot: Mapping[str, Any]) -> Policy:
     """Return the run's policy: a built-in by name, or the YAML text that the client read. Raises PolicyLoadError."""
@@ -33,12 +35,16 @@ def standing_for(
     return standing(
         sys_prefixes=_settled(_installed()),
         package_dir=_OWN[0],
-        self_paths=[*_settled(_OWN[1:]), *_both_forms(boot.get("policy_files", []))],
-        secret_self_paths=_settled((boot["state"], boot["runtime"])),
+        self_paths=[*_settled(_OWN[1:]), *_both_forms([*boot.get("policy_files", []), _settings(boot)])],
+        secret_self_paths=_settled((*boot["places"], *(boot["database"] + suffix for suffix in _DATABASE_FILES))),
         private_paths=_both_forms([private]),
         command_paths=_both_forms([command] if command else []),
         code_paths=_both_forms([path or os.getcwd() for path in code_paths]),
     )
+
+
+def _settings(boot: Mapping[str, Any]) -> str:
+    return os.path.join(boot["workspace"], "agentos.yaml")
 
 
 def _both_forms(paths: Sequence[str]) -> list[str]:

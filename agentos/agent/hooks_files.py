@@ -9,27 +9,40 @@ from __future__ import annotations
 import functools
 import os
 import posix
+import sqlite3
 import sys
 import threading
+import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from agentos.agent.wanted import NO_DIRECTORY, Wanted, file_action
 
+_IMPORT: Final = frozenset({"<frozen importlib._bootstrap_external>", "<frozen zipimport>"})
+_CALLER: Final = 3  # frames from `_reading` to the code that caused the event: its reader, the hook, the code
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_SQLITE_OK, _SQLITE_DENY, _SQLITE_ATTACH = 0, 1, 24  # sqlite3.h
 _opening = threading.local()  # (path, dir_fd) of the os.open that this thread is in
 
 
-def _open(path: Any, _mode: str | None, flags: int) -> Iterator[Wanted]:
+def _open(path: Any, _mode: str | None, flags: int) -> Iterable[Wanted]:
     if isinstance(path, int):
-        return  # a descriptor that is open already
+        return ()  # a descriptor that is open already
     dir_fd = _take_directory(path)
     follow = not flags & os.O_NOFOLLOW
+    wanted = []
     if flags & os.O_ACCMODE != os.O_WRONLY:  # O_CREAT and O_TRUNC write, and leave what they open readable
-        yield file_action("read", path, dir_fd, follow=follow)
+        wanted.append(file_action(_reading(), path, dir_fd, follow=follow))
     if flags & _WRITES:
-        yield file_action("write", path, dir_fd, follow=follow)
+        wanted.append(file_action("write", path, dir_fd, follow=follow))
+    return wanted
+
+
+def _reading() -> str:
+    """Return `read/import` when Python itself reads source: to import it, or to show it in a traceback."""
+    code = sys._getframe(_CALLER).f_code  # noqa: SLF001 - the only way to see who opens
+    return "read/import" if code.co_filename in _IMPORT or code is tokenize.open.__code__ else "read"
 
 
 def _take_directory(path: Any) -> int:
@@ -41,8 +54,8 @@ def _take_directory(path: Any) -> int:
     return int(dir_fd)
 
 
-def _list(path: Any) -> Iterator[Wanted]:
-    yield file_action("read", "." if path is None else path)
+def _list(path: Any) -> Iterable[Wanted]:
+    return [file_action(_reading(), "." if path is None else path)]
 
 
 def _read(path: Any, *_: Any) -> Iterator[Wanted]:
@@ -99,6 +112,18 @@ def _database(database: Any, *_: Any) -> Iterator[Wanted]:
         yield file_action("write", name)
 
 
+def _authorize(code: int, name: str | None, *_: Any) -> int:
+    """SQL opens further files, with ATTACH and VACUUM INTO: SQLite asks here for each (sqlite3_set_authorizer).
+
+    A name that is no literal is not told: such an ATTACH cannot be decided, and is refused.
+    """
+    if code == _SQLITE_ATTACH and name is None:
+        return _SQLITE_DENY
+    if code == _SQLITE_ATTACH and name:
+        sys.audit("sqlite3.connect", name)  # a refusal raised here is a refusal to SQLite
+    return _SQLITE_OK
+
+
 EVENTS: Final[dict[str, Callable[..., Iterable[Wanted]]]] = {
     "open": _open,
     "os.listdir": _list,
@@ -129,6 +154,17 @@ def wrap() -> None:
     for name in ("mkfifo", "mknod"):
         setattr(os, name, _decided_like_mkdir(getattr(os, name)))
         setattr(posix, name, getattr(os, name))
+    sqlite3.connect = sqlite3.dbapi2.connect = _with_authorizer(sqlite3.connect)
+
+
+def _with_authorizer(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def connect(*args: Any, **kwargs: Any) -> Any:
+        connection = original(*args, **kwargs)
+        connection.set_authorizer(_authorize)
+        return connection
+
+    return connect
 
 
 def _knowing_directory(original: Callable[..., int]) -> Callable[..., int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _posixsubprocess
 import functools
 import os
+import posix
 import stat
 import subprocess  # noqa: F401 - it keeps the bare fork_exec, and raises an event of its own before it uses it
 import sys
@@ -22,42 +23,56 @@ SHELL: Final = "/bin/sh"  # what system(3) runs
 _INTERPRETER: Final = "another interpreter in this process would run without audit hooks (PEP 578)"
 
 
-def find_program(program: Any, path: Sequence[str], cwd: str | None = None) -> str | None:
-    """Return the absolute name of what execvp(3) would run, None when there is nothing."""
+def find_programs(program: Any, folders: Sequence[str], cwd: str) -> list[str]:
+    """Return the absolute names of the files that a call may execute: the first that is there below `folders`."""
     name = file_name(program)
-    folders = [""] if "/" in name else path
-    for folder in folders:
-        candidate = os.path.join(cwd or os.getcwd(), folder, name)
+    for folder in [""] if "/" in name else folders:
+        candidate = os.path.join(cwd, folder, name)
         try:
             mode = os.stat(candidate).st_mode
         except (OSError, ValueError):
             continue
-        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
-            return candidate
-    return None
+        if stat.S_ISREG(mode):
+            return [candidate]
+    return []
 
 
-def _execution(program: Any, argv: Any, env: Any, cwd: Any = None) -> Iterator[Wanted]:
+def _wanted(found: Iterable[str], argv: Any) -> Iterator[Wanted]:
     if isinstance(argv, str | bytes | os.PathLike):
         argv = [argv]
     words = tuple(os.fsdecode(word) for word in argv)
-    place = None if cwd is None else file_name(cwd)
-    found = find_program(program, os.get_exec_path(env if isinstance(env, Mapping) else None), place)
-    if found is not None:
-        yield Wanted("execute", found, os.path.realpath(found), words)
+    for program in dict.fromkeys(found):
+        yield Wanted("execute", program, os.path.realpath(program), words)
+
+
+def _search_path(env: Any) -> list[str]:
+    return os.get_exec_path(env if isinstance(env, Mapping) else None)
 
 
 def _popen(executable: Any, args: Any, cwd: Any, env: Any) -> Iterator[Wanted]:
-    yield from _execution(executable, args, env, cwd)
+    """fork_exec looks through PATH itself, and raises no further event."""
+    place = os.getcwd() if cwd is None else file_name(cwd)
+    yield from _wanted(find_programs(executable, _search_path(env), os.path.abspath(place)), args)
+
+
+def _exec(path: Any, args: Any, _env: Any) -> Iterator[Wanted]:
+    """execve(2) takes the name as it is: execvp(3) has put a directory of PATH before it already."""
+    yield from _wanted(find_programs(path, [""], os.getcwd()), args)
+
+
+def _posix_spawn(path: Any, argv: Any, env: Any) -> Iterator[Wanted]:
+    """One event for posix_spawn, which takes the name as it is, and posix_spawnp, which looks through PATH: both."""
+    here = os.getcwd()
+    yield from _wanted([*find_programs(path, [""], here), *find_programs(path, _search_path(env), here)], argv)
 
 
 def _system(command: Any) -> Iterator[Wanted]:
-    yield from _execution(SHELL, ["sh", "-c", command], None)
+    yield from _wanted([SHELL], ["sh", "-c", command])
 
 
 def _fork_exec(argv: Any, executables: Any) -> Iterator[Wanted]:
     """The way of multiprocessing to start spawned children and servers, for which CPython raises no event."""
-    yield from _execution(executables[0], argv, None)
+    yield from _wanted(find_programs(executables[0], [""], os.getcwd()), argv)
 
 
 def _interpreter() -> Iterator[Wanted]:
@@ -66,8 +81,8 @@ def _interpreter() -> Iterator[Wanted]:
 
 EVENTS: Final[dict[str, Callable[..., Iterable[Wanted]]]] = {
     "subprocess.Popen": _popen,
-    "os.exec": _execution,
-    "os.posix_spawn": _execution,
+    "os.exec": _exec,
+    "os.posix_spawn": _posix_spawn,
     "os.system": _system,
     "agentos.fork_exec": _fork_exec,  # raised by our own wrapper
     "cpython.PyInterpreterState_New": _interpreter,
@@ -75,7 +90,7 @@ EVENTS: Final[dict[str, Callable[..., Iterable[Wanted]]]] = {
 
 
 def wrap() -> None:
-    """Have a program that is started without an event raise one."""
+    """Have a program that is started without an event raise one, and a file that is opened for one."""
     original = _posixsubprocess.fork_exec
 
     @functools.wraps(original)
@@ -84,3 +99,18 @@ def wrap() -> None:
         return original(argv, executables, close_fds, pass_fds, cwd, env, *rest)
 
     _posixsubprocess.fork_exec = fork_exec
+    for name in ("posix_spawn", "posix_spawnp"):
+        setattr(os, name, _opening_files(getattr(os, name)))
+        setattr(posix, name, getattr(os, name))
+
+
+def _opening_files(original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def spawn(path: Any, argv: Any, env: Any, /, *, file_actions: Any = None, **options: Any) -> int:
+        actions = None if file_actions is None else [tuple(action) for action in file_actions]
+        for action in actions or ():
+            if action[0] == os.POSIX_SPAWN_OPEN:
+                sys.audit("open", action[2], None, action[3])
+        return original(path, argv, env, file_actions=actions, **options)
+
+    return spawn

@@ -34,7 +34,7 @@ def file_action(operation: str, path: Any, dir_fd: int = NO_DIRECTORY, *, follow
     else:
         folder, last = os.path.split(name.rstrip("/") or "/")
         resolved = os.path.join(os.path.realpath(folder or "."), last)
-    if operation == "read" and os.path.isdir(resolved):
+    if operation.startswith("read") and os.path.isdir(resolved):
         name, resolved = _as_directory(name), _as_directory(resolved)
     return Wanted(operation, name, resolved)
 

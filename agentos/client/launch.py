@@ -64,7 +64,9 @@ def start_kernel(
         "tmp": str(run.runtime / "tmp"), "database": database or str(run.database),
         "storage": "sqlite" if keep_record else "memory",
         "policy": policy, "policy_text": policy_text, "policy_files": list(policy_files), "workspace": where,
-        "cwd": os.getcwd(), "attached": attached, "debug": debug, "slots": slots, "timeout_s": timeout_s,
+        "cwd": os.getcwd(), "attached": attached, "debug": debug,
+        "places": [str(runs.state_dir()), str(runs.runtime_dir())],  # of every run, not of this one alone
+        "slots": slots, "timeout_s": timeout_s,
         "sys_path": [path or os.getcwd() for path in _with_project(sys.path)],
         "env": dict(os.environ), "host_pid": os.getpid(),
     }  # fmt: skip

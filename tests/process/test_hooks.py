@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("old", "secret", "moved"):
         (folder / name).write_text(name)
     (folder / "shelf").mkdir()
+    shutil.copy("/usr/bin/touch", folder / "mytool")
     (folder / "link").symlink_to("secret")
     monkeypatch.chdir(folder)
     return folder
@@ -193,6 +195,22 @@ def posix_spawn() -> int:
     return 1 + os.waitpid(os.posix_spawnp("touch", ["touch", "new"], dict(os.environ)), 0)[1]
 
 
+def exec_by_a_bare_name() -> int:
+    """execve(2) does not look through PATH: a bare name is a file of the working directory."""
+    if os.fork() == 0:
+        os.execv("mytool", ["mytool", "new"])
+    return 1 + os.wait()[1]
+
+
+def spawn_by_a_bare_name() -> int:
+    return 1 + os.waitpid(os.posix_spawn("mytool", ["mytool", "new"], dict(os.environ)), 0)[1]
+
+
+def spawn_that_opens() -> int:
+    opens = [(os.POSIX_SPAWN_OPEN, 1, "new", os.O_CREAT | os.O_WRONLY, 0o600)]
+    return 1 + os.waitpid(os.posix_spawn("/usr/bin/true", ["true"], {}, file_actions=opens), 0)[1]
+
+
 def appeared(work: Path) -> bool:
     return (work / "new").exists()
 
@@ -227,6 +245,9 @@ ATTEMPTS: dict[str, tuple[Callable[[], Any], list[tuple[str, str]], Callable[[Pa
     "system": (run_shell, [("execute", "/bin/sh")], appeared),
     "exec": (replace_itself, TOUCH, appeared),
     "posix_spawn": (posix_spawn, TOUCH, appeared),
+    "exec by a bare name": (exec_by_a_bare_name, [("execute", "mytool")], appeared),
+    "posix_spawn by a bare name": (spawn_by_a_bare_name, [("execute", "mytool")], appeared),
+    "posix_spawn that opens": (spawn_that_opens, [("write", "new"), ("execute", "/usr/bin/true")], appeared),
 }
 
 
@@ -234,7 +255,7 @@ ATTEMPTS: dict[str, tuple[Callable[[], Any], list[tuple[str, str]], Callable[[Pa
 def test_what_is_not_allowed_does_not_happen(work: Path, name: str) -> None:
     function, wanted, effect = ATTEMPTS[name]
     outcome, actions = attempt(work, nothing(), function)
-    if name != "exec":  # there the refusal ends the forked child
+    if not name.startswith("exec"):  # there the refusal ends the forked child
         assert isinstance(outcome, PolicyViolationError)
         assert (outcome.operation, outcome.resource) == wanted[0]
     assert effect is None or not effect(work)
@@ -471,6 +492,89 @@ def test_an_agent_has_a_temporary_directory_of_its_own(work: Path) -> None:
     outcome, actions = attempt(work, nothing(), scratch)
     assert not Path(outcome).exists()
     assert {one["effect"] for one in actions if one["layer"] == "@private"} == {"allow"}
+
+
+def test_a_bare_name_that_path_has_too_is_asked_about_as_what_will_run(work: Path) -> None:
+    (work / "mytool").rename(work / "ls")
+    policy = nothing()
+    policy.add_rule("allow", Pattern("execute", "/usr/bin/ls"))
+
+    def lie() -> str:
+        try:
+            os.posix_spawn("ls", ["ls", "new"], dict(os.environ))
+        except PermissionError as refusal:
+            return str(refusal.resource)  # type: ignore[attr-defined]
+        return "was not refused"
+
+    outcome, _ = attempt(work, policy, lie)
+    assert outcome == "ls"
+    assert not (work / "new").exists()
+
+
+def test_sql_that_opens_files_is_decided(work: Path) -> None:
+    def attach(statement: str) -> str:
+        import sqlite3
+
+        connection = sqlite3.connect(":memory:")
+        connection.execute("CREATE TABLE t (x)")
+        connection.commit()
+        try:
+            connection.execute(statement)
+        except sqlite3.DatabaseError as error:
+            return str(error)
+        return "opened"
+
+    for statement in ("ATTACH DATABASE 'new' AS f", "VACUUM INTO 'new'"):
+        outcome, actions = attempt(work, nothing(), attach, statement)
+        assert "not auth" in outcome or "denied" in outcome, outcome
+        assert not (work / "new").exists()
+        assert [one["resource"] for one in actions if one["effect"] == "deny"] == ["new"]
+    assert "not auth" in attempt(work, everything(), attach, "ATTACH DATABASE 'n'||'ew' AS f")[0]  # it cannot be seen
+    assert attempt(work, everything(), attach, "VACUUM INTO 'new'")[0] == "opened"
+
+
+def test_an_agent_imports_its_source_and_asks_to_read_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be imported is no way around a rule: as a file it is one like any other."""
+    (work / "keys.py").write_text("KEY = 'hunter2'\n")
+    monkeypatch.syspath_prepend(work)
+
+    def pry() -> tuple[str, str]:
+        import keys  # type: ignore[import-not-found]
+
+        try:
+            return keys.KEY, Path("keys.py").read_text()
+        except PermissionError as refusal:
+            return keys.KEY, str(refusal.reason)  # type: ignore[attr-defined]
+
+    outcome, actions = attempt(work, nothing(), pry)
+    assert outcome == ("hunter2", "default_deny")
+    assert ("read/import", "keys.py") in story(actions, "@command")
+
+
+def test_the_records_of_other_runs_are_out_of_bounds_too(work: Path) -> None:
+    other = work.parent / "state/runs/other"
+    other.mkdir(parents=True)
+    (other / "flight.db").write_text("kept")
+
+    def vandalise() -> list[str]:
+        refused = []
+        for attempt_one in (
+            lambda: (other / "flight.db").write_text("gone"),
+            (other / "flight.db").read_text,
+            lambda: os.rename(other, other.parent / "moved"),
+            lambda: os.listdir(other.parent.parent.parent / "run/runs"),
+            (other.parent / "evil").touch,
+            lambda: Path("agentos.yaml").touch(),
+        ):
+            try:
+                attempt_one()
+            except PermissionError as refusal:
+                refused.append(str(refusal.reason))  # type: ignore[attr-defined]
+        return refused
+
+    outcome, _ = attempt(work, everything(), vandalise)
+    assert outcome == ["protected"] * 6
+    assert (other / "flight.db").read_text() == "kept"
 
 
 def test_the_record_and_the_socket_are_out_of_bounds_under_every_policy(work: Path) -> None:

@@ -115,7 +115,8 @@ def test_the_named_program_and_the_agents_own_source_may_be_loaded() -> None:
         "/home/me/agent/pkg/",
         "/home/me/single.py",
     ):
-        assert act(who, "read", path).layer == "@command", path
+        assert act(who, "read/import", path).layer == "@command", path
+        assert not act(who, "read", path).allowed, path  # as a file it is one like any other
     for path in (
         "/home/me/agent/.env",
         "/home/me/agent/.git/x.py",
@@ -123,7 +124,7 @@ def test_the_named_program_and_the_agents_own_source_may_be_loaded() -> None:
         "/home/me/other.py",
         "/home/me/",
     ):
-        assert not act(who, "read", path).allowed, path
+        assert not act(who, "read/import", path).allowed, path
     assert not act(who, "write", "/home/me/agent/a.py").allowed
 
 
