@@ -23,7 +23,8 @@ from agentos.errors import (
 from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
 from agentos.recorder.event import parse_entry
-from agentos.signals import describe_exit, parse_signal
+from agentos.signals import AgentSignal, describe_exit, parse_signal
+from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.requests import NO_ARGS, Params, parse_request
 
@@ -36,6 +37,7 @@ _WAITED: Final = {
     "exited": lambda agent: agent.gone.is_set(),
 }
 
+END_SEEN_S: Final = 5.0  # how long an end that Linux has confirmed may take to be known here
 ID_MAX: Final = 100  # characters of what may be an id: a longer one is none, and is not repeated in full
 
 Method = Callable[["Calls", "Caller", Params], Awaitable[Any]]
@@ -177,7 +179,11 @@ class Calls:
         if scope not in (None, "tree", "leader"):
             raise BadRequest(f"unknown scope {str(scope)[:ID_MAX]!r}; known: tree, leader")
         done = await self._kernel.endings.send(agent, signal, scope, caller.who)
-        state = lifecycle.public_state(agent.state)
+        killed = done.ok and signal is AgentSignal.SIGKILL
+        if killed or (done.ok and _ends_it(agent, signal)):  # Linux says so; it is known here a moment later
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_until(agent, lambda agent: agent.ended and not killed), END_SEEN_S)
+        state = "terminated" if killed else lifecycle.public_state(agent.state)
         return {"ok": done.ok, "processes": done.processes, "mechanism": done.mechanism, "detail": done.detail,
                 "state": state}  # fmt: skip
 
@@ -313,6 +319,14 @@ def violation(fields: Mapping[str, Any]) -> errors.PolicyViolationError:
         rule_name=str(fields["rule_name"]) if fields.get("rule_name") else None,
         event_id=str(fields["event_id"]) if fields.get("event_id") else None,
     )  # fmt: skip
+
+
+def _ends_it(agent: Agent, signal: AgentSignal) -> bool:
+    """Whether Linux says that a signal which was delivered has ended the agent's first process, or is about to."""
+    if agent.ended or signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT) or agent.state is State.STOPPED:
+        return False  # what is stopped takes no signal before it is continued
+    found = linux.read_stat(str(agent.pid))
+    return found is None or found.state in "ZX" or linux.dies_of(agent.pid, signal.value)
 
 
 async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:

@@ -115,6 +115,16 @@ def _read(path: str) -> bytes:
     return data
 
 
+def dies_of(pid: int, number: int) -> bool:
+    """Whether a signal whose default is to end a process ends this one: neither caught, ignored nor blocked."""
+    try:
+        lines = dict(line.split(b":", 1) for line in _read(f"/proc/{pid}/status").splitlines() if b":" in line)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    taken = (int(lines.get(field, b"0"), 16) for field in (b"SigBlk", b"SigIgn", b"SigCgt"))
+    return not any(mask >> (number - 1) & 1 for mask in taken)
+
+
 def _state_of_threads(pid: str) -> str:
     """Return the state of a thread that has not ended, one that is not stopped if there is any; "" without one."""
     found = [thread.state for task in tasks_of(pid) if (thread := read_stat(f"{pid}/task/{task}")) is not None]

@@ -260,6 +260,33 @@ def test_a_foreign_hand_shows(crew: Crew) -> None:
     wait_until(lambda: agentos.json("inspect", "w-2")["state"] == "running", what="continued by somebody else")
 
 
+@pytest.mark.parametrize("scope", [[], ["--leader"], ["--tree"]])
+def test_who_was_killed_is_terminated_when_kill_answers(agentos: CommandLine, scope: list[str]) -> None:
+    for name in ("text", "json"):
+        agentos.detached("--name", name, "--", "sh", "-c", "sleep 60 & sleep 60")
+    keeps = agentos.detached("--name", "other", "--", "sleep", "60")
+    assert re.fullmatch(
+        r"text: SIGKILL, \d process(es)?, now terminated\n", agentos.out("kill", "-KILL", *scope, "text")
+    )
+    (done,) = agentos.json("kill", "-KILL", *scope, "json")
+    assert (done["ok"], done["state"]) == (True, "terminated")
+    assert agentos.out("ps", "-q").split() == [keeps]
+
+
+def test_who_died_of_a_signal_is_terminated_and_who_caught_it_runs(agentos: CommandLine) -> None:
+    catches = "trap 'echo >> got' TERM USR1; touch ready; while :; do sleep 0.05; done"
+    agentos.detached("--name", "catches", "--", "sh", "-c", catches)
+    wait_until((agentos.work / "ready").exists, what="the trap to be set")
+    for sign in ("TERM", "USR1", "ALRM"):
+        agentos.detached("--name", sign, "--", "sleep", "60")
+        assert agentos.out("kill", f"-{sign}", sign) == f"{sign}: SIG{sign}, 1 process, now terminated\n"
+        if sign != "ALRM":
+            assert agentos.out("kill", f"-{sign}", "catches") == f"catches: SIG{sign}, 1 process, now running\n"
+    agentos.detached("--name", "paused", "--", "sleep", "60")
+    agentos("pause", "paused")
+    assert agentos.out("kill", "paused") == "paused: SIGTERM, 1 process, now stopped\n"
+
+
 # --- stop and wait ---------------------------------------------------------------------------------------------------
 
 
