@@ -49,10 +49,11 @@ def attend(started: Started, params: dict[str, Any], *, grace_s: float) -> int:
     """Start the agent, stay with it until it is gone, end its run and return the exit code."""
     with Keys() as keys:
         try:
-            agent_id = start_agent(started, params, [STDIN])
-            keys.there_is_somebody()
-            session = Session(started, agent_id, keys, grace_s=grace_s)
-            row = session.run()
+            with contextlib.closing(_follow(started)) as conversation:
+                agent_id = start_agent(started, params, [STDIN])
+                keys.there_is_somebody()
+                session = Session(started, agent_id, conversation, keys, grace_s=grace_s)
+                row = session.run()
             code = _ending(row)
             if params["kind"] == "python" and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
                 code = EXIT_POLICY
@@ -62,15 +63,24 @@ def attend(started: Started, params: dict[str, Any], *, grace_s: float) -> int:
     return session.unread or code
 
 
+def _follow(started: Started) -> Conversation:
+    """Be told of everything in the run from before there is anybody: what is refused first must not be missed."""
+    link = open_link(started.run)
+    link.call("follow", {"id": "*"})
+    return Conversation(link)
+
+
 class Session:
     """The loop: keys and frames in, calls and output out."""
 
-    def __init__(self, started: Started, agent_id: str, keys: Keys, *, grace_s: float) -> None:
+    def __init__(
+        self, started: Started, agent_id: str, conversation: Conversation, keys: Keys, *, grace_s: float
+    ) -> None:
         self._agent_id = agent_id
         self._grace_s = grace_s
         self._keys = keys
         self._phase = Phase.RUNNING
-        self._conversation = Conversation(open_link(started.run))
+        self._conversation = conversation
         self._outflow = Outflow(LogReader(started.run.logs, agent_id))
         self._denials = Denials()
         self._clock = SystemClock()
@@ -85,14 +95,7 @@ class Session:
 
         Raises KernelUnavailable when the kernel went first, after showing what there is of the output.
         """
-        try:
-            return self._run()
-        finally:
-            self._conversation.close()
-
-    def _run(self) -> dict[str, Any]:
-        self._call("follow", {}, lambda _: None)
-        self._call("inspect", {}, self._look)  # after follow: no end can slip between
+        self._call("inspect", {}, self._look)  # its end may be in the past already
         lost: KernelUnavailable | None = None
         while (writing := self._outflow.next_descriptor()) is not None or (self._last_row is None and lost is None):
             try:

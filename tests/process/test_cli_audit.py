@@ -71,7 +71,7 @@ def test_the_story_is_told_in_order(past: CommandLine) -> None:
     story = past.out("audit")
     at = -1
     for landmark in (
-        "kernel started", "start ", "agent started", "read      data/1  allowed by rule 1",
+        "kernel started", "start ", "read      data/1  allowed by rule 1",
         "read      secrets/a  denied by no secrets: Reports do not need them", "read      data/2",
         "read      secrets/b", "end       exit code 0; ", "kernel stopped", "start     sh -c exit 3",
         "end       exit code 3; 0 actions, 0 denied",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -120,7 +121,8 @@ class CommandLine:
             wait_until(lambda: not live.is_dir() or not any(self._alive(run) for run in live.iterdir()), 20.0, "no run")
         finally:
             for pid in carriers(self.cookie):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _alive(self, run: Path) -> bool:
         meta = run / "meta.json"
