@@ -2,7 +2,8 @@
 
 Owns who may speak: same uid or root, by SO_PEERCRED, and never from inside an agent's process tree, of this run or of
 another: an agent must not approve itself. A caller whose ancestry cannot be read is refused too. Every refusal is on
-record; of a burst of them the first, and a count.
+record; of a burst of them the first, and a count. Who speaks nonsense is hung up on, and on record: the host always,
+because its agents end with it, of others one a second.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ PEERS_MAX: Final = 512
 GREETING_LIMIT_S: Final = 5.0  # who connects and says nothing must not keep others out
 ACCEPT_PAUSE_S: Final = 0.5  # when there are no descriptors left for another client
 REFUSALS_EVERY_S: Final = 1.0
+NONSENSE_EVERY_S: Final = 1.0
+NONSENSE_CHARS_MAX: Final = 500
 _SO_PEERPIDFD: Final = 77  # Linux 6.5; Python has no name for it
 _BACKLOG: Final = 128
 _ANCESTORS_MAX: Final = 4_096
@@ -79,17 +82,24 @@ class Peer:
                 return
         except BlockingIOError:
             return
-        except (OSError, ProtocolError):  # a client that speaks nonsense is hung up on; it is no agent
+        except OSError:
             self.close()
+            return
+        except ProtocolError as error:  # a client that speaks nonsense is hung up on; it is no agent
+            self._hang_up(error)
             return
         try:
             while pairs:
                 self._take(*pairs.pop(0))
-        except ProtocolError:
-            self.close()
+        except ProtocolError as error:
+            self._hang_up(error)
         finally:
             for _, descriptors in pairs:
                 _close_all(descriptors)
+
+    def _hang_up(self, error: ProtocolError) -> None:
+        self._control.complain(self, error)
+        self.close()
 
     def _take(self, frame: Any, descriptors: list[int]) -> None:
         if isinstance(frame, wire.Call) and self._greeted:
@@ -119,15 +129,18 @@ class Control:
         on_host_gone: Callable[[], None],
         agent_of: Callable[[int], str],
         on_refused: Callable[[dict[str, Any]], None],
+        on_nonsense: Callable[[dict[str, Any]], None],
     ) -> None:
         self.loop = loop
         self.on_call = on_call
         self._on_host_gone = on_host_gone
         self._agent_of = agent_of
         self._on_refused = on_refused
+        self._on_nonsense = on_nonsense
         self._peers: set[Peer] = set()
         self._listener: socket.socket | None = None
         self._own_line = _ancestors(os.getpid())  # a kernel may itself run inside an agent of another one
+        self._quiet_until = 0.0  # nonsense of others than the host is not put on record before
         self._refused = 0  # since the last one that is on record by itself
 
     def adopt_host(self, descriptor: int) -> Peer:
@@ -157,6 +170,14 @@ class Control:
         self._peers.discard(peer)
         if peer.is_host:
             self._on_host_gone()
+
+    def complain(self, peer: Peer, error: ProtocolError) -> None:
+        """Have it put on record why `peer` is hung up on."""
+        now = self.loop.time()
+        if not peer.is_host and now < self._quiet_until:
+            return
+        self._quiet_until = now + NONSENSE_EVERY_S
+        self._on_nonsense({"client": "host" if peer.is_host else "cli", "error": str(error)[:NONSENSE_CHARS_MAX]})
 
     def close(self) -> None:
         if self._listener is not None:

@@ -117,6 +117,7 @@ class Kernel:
             on_host_gone=self._on_host_gone,
             agent_of=lambda pid: agent.id if (agent := self.agents.by_sentry(pid)) else "",
             on_refused=self._on_refused,
+            on_nonsense=lambda data: self._warn("protocol_error", data),
         )
 
     # --- start and end ---------------------------------------------------------------------------------------------

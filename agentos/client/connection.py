@@ -21,6 +21,7 @@ from agentos import errors, wire
 from agentos.client.launch import Started
 from agentos.client.link import Link
 from agentos.faults import rebuild
+from agentos.shape import ITEMS_MAX
 
 CALL_LIMIT_S: Final = 30.0  # for synchronous calls: the kernel answers in microseconds or is gone
 
@@ -42,21 +43,23 @@ class Connection:
         atexit.register(self._at_exit)
 
     def submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
-        """Send one call; the future holds its value or raises what the kernel said. Raises KernelUnavailable."""
+        """Send one call; the future holds its value or raises what the kernel said.
+
+        Raises KernelUnavailable, and BadRequest for params that no frame holds: the kernel would hang up on us.
+        """
         if os.getpid() != self._pid:
             raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
+        request = wire.Call(next(self._ids), method, params)
+        data = _encode(request)
         future: Future[Any] = Future()
         with self._lock:
             if self.lost:
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
-            request = wire.Call(next(self._ids), method, params)
             self._waiting[request.id] = future
             try:
-                self._link.send(request)
-            except errors.AgentosError as error:
+                self._link.send_bytes(data)
+            except errors.KernelUnavailable:
                 self._waiting.pop(request.id, None)
-                if isinstance(error, errors.ProtocolError):
-                    raise errors.BadRequest(f"{method}: {error}") from error
                 raise
         return future
 
@@ -127,3 +130,14 @@ class Connection:
             future.set_result(frame.value)
         else:
             future.set_exception(rebuild(frame))
+
+
+def _encode(request: wire.Call) -> bytes:
+    """Return the frame, read once as the kernel will read it: in size, items, depth and types. Raises BadRequest."""
+    try:
+        data = wire.encode(request)
+        for _ in wire.Decoder(wire.FROM_CLIENT, items_max=ITEMS_MAX).feed(data):
+            pass
+    except errors.ProtocolError as error:
+        raise errors.BadRequest(f"{request.method}: {error}; pass less") from error
+    return data

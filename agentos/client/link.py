@@ -40,7 +40,10 @@ class Link:
         return hello
 
     def send(self, frame: Any, descriptors: Sequence[int] = ()) -> None:
-        data = wire.encode(frame)
+        self.send_bytes(wire.encode(frame), descriptors)
+
+    def send_bytes(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send whole frames that are encoded already. Raises KernelUnavailable."""
         try:
             if descriptors:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

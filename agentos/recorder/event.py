@@ -6,7 +6,6 @@ knows both, and costs nothing where events are made.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -17,11 +16,13 @@ from typing import Any, Final
 
 from agentos.clock import rfc3339, to_datetime
 from agentos.errors import BadRequest, nearest
+from agentos.shape import ITEMS_MAX
 
 SEVERITIES: Final[tuple[str, ...]] = ("debug", "info", "warning", "error", "critical")  # least first
 DEPTH_MAX: Final = 64  # twice what the wire lets through; msgpack itself would stop at 511
 WORD_CHARS_MAX: Final = 256  # an event type or an agent id: names, not texts
-ENTRY_VALUES_MAX: Final = 100_000  # in the data of one logged event; what refers to itself has no end
+# Keys and values in the data of one logged event, which travels in a frame; what refers to itself has no end
+ENTRY_ITEMS_MAX: Final = ITEMS_MAX - 64
 ENTRY_DEPTH_MAX: Final = 24  # with what is around it, it fits the wire
 ENTRY_BYTES_MAX: Final = 512 * 1024  # as JSON; half of what the journal takes
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1  # what msgpack holds
@@ -124,18 +125,21 @@ def parse_entry(event_type: Any, agent_id: Any, data: Any, severity: Any) -> Ent
 
 
 def _check_count(data: Any) -> None:
-    """Raise BadRequest for more than ENTRY_VALUES_MAX values. Before anything is copied: a cycle has 2**64 copies."""
-    left = [data]
-    for count in itertools.count():
-        if not left:
-            return
-        if count > ENTRY_VALUES_MAX:
-            raise BadRequest(f"log: data holds more than {ENTRY_VALUES_MAX} values, or refers to itself")
+    """Raise BadRequest for more than ENTRY_ITEMS_MAX items. Before anything is copied: a cycle has 2**64 copies."""
+    left, count = [data], 0
+    while left:
         node = left.pop()
+        count += 1
         if isinstance(node, Mapping):
+            count += len(node)  # its keys
             left.extend(node.values())
         elif isinstance(node, list | tuple | set | frozenset):
             left.extend(node)
+        elif isinstance(node, Enum):
+            left.append(node.value)
+        if count + len(left) > ENTRY_ITEMS_MAX:
+            what = f"more than {ENTRY_ITEMS_MAX} keys and values"
+            raise BadRequest(f"log: data holds {what}, or refers to itself; log where it is kept instead")
 
 
 def printable(value: Any, depth: int = 0) -> Any:

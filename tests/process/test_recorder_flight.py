@@ -19,6 +19,7 @@ from world import state_of, wait_until
 
 import agentos
 from agentos import FlightRecorder, KernelSpace, PolicyViolationError, errors
+from agentos.recorder.event import ENTRY_ITEMS_MAX
 from agentos.recorder.reader import iter_runs
 from agentos.recorder.recover import recover
 
@@ -121,6 +122,46 @@ def test_log_goes_through_the_kernel_and_keeps_the_order(home: Path, make: Make)
         assert [event for event in told if event in ("before", *RUN, "during", "after")] == [
             "before", *RUN, "during", "after"
         ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_what_no_frame_holds_is_refused_by_name_and_costs_no_agent(home: Path) -> None:
+    async def main() -> None:
+        recorder = FlightRecorder("sqlite", home / "audit.db")
+        async with kernel_with(recorder) as kernel:
+            forever = kernel.register(time.sleep)
+            agent_id = await kernel.spawn(forever, 60)
+            for data in ({"v": [0] * 70_000}, dict.fromkeys(map(str, range(40_000)))):
+                with pytest.raises(errors.BadRequest, match=r"log: .* more than \d+ keys and values"):
+                    await recorder.log("x", "a", data)
+            largest = {"v": [0] * (ENTRY_ITEMS_MAX - 3)}
+            await recorder.log("large", "a", largest)
+            deep: list[Any] = []
+            for _ in range(40):
+                deep = [deep]
+            for context in ({"v": [0] * 70_000}, {"v": deep}, {"v": b"x" * 17_000_000}):
+                with pytest.raises(errors.BadRequest, match=r"start: .*(items|deeper|the limit)"):
+                    await kernel.execute(one_read_one_write, context=context)
+            with pytest.raises(errors.BadRequest, match="wait_all: a frame holds more than"):
+                await kernel.wait_all([agent_id] * 70_000)
+            assert kernel.get_agent_status(agent_id).state == "running"
+            assert (await recorder.query(event_type="large"))[0]["data"] == largest
+            assert await recorder.query(event_type="protocol_error") == []
+
+    asyncio.run(main())
+
+
+def test_a_host_that_is_hung_up_on_leaves_on_record_why(home: Path) -> None:
+    async def main() -> None:
+        recorder = FlightRecorder("sqlite", home / "audit.db")
+        kernel = kernel_with(recorder)
+        await kernel.execute(one_read_one_write)
+        assert kernel._connection is not None
+        kernel._connection._link.socket.sendall(b"\0\0\0\1\0")
+        await kernel.shutdown()
+        (row,) = await recorder.query(event_type="protocol_error")
+        assert row["data"] == {"client": "host", "error": "not a frame: no tag"}
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from agentos.errors import BadRequest
 from agentos.recorder.event import (
     ENTRY_BYTES_MAX,
     ENTRY_DEPTH_MAX,
-    ENTRY_VALUES_MAX,
+    ENTRY_ITEMS_MAX,
     WORD_CHARS_MAX,
     parse_entry,
     printable,
@@ -127,7 +127,8 @@ def test_an_entry_is_checked_and_made_plain() -> None:
         (("x", "a", {}, "warn"), r"unknown severity 'warn' \(did you mean 'warning'\?\); known: debug"),
         (("x", "a", {}, 7), "severity must be a str"),
         (("x", "a", {"x": "ü" * ENTRY_BYTES_MAX}, "info"), f"the limit is {ENTRY_BYTES_MAX}"),
-        (("x", "a", {"x": [0] * ENTRY_VALUES_MAX}, "info"), "more than 100000 values"),
+        (("x", "a", {"x": [0] * (ENTRY_ITEMS_MAX - 2)}, "info"), f"more than {ENTRY_ITEMS_MAX} keys and values"),
+        (("x", "a", dict.fromkeys(map(str, range(40_000))), "info"), f"more than {ENTRY_ITEMS_MAX} keys and values"),
     ],
 )
 def test_what_cannot_be_logged_is_refused_by_name(arguments: tuple[Any, ...], message: str) -> None:
