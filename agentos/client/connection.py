@@ -1,7 +1,8 @@
-"""A started kernel as its host program holds it: calls out by id, answers in by a thread of its own.
+"""A started kernel as its host program holds it: calls out by id, answers in, each by a thread of its own.
 
-The daemon thread reads the socketpair, so no event loop owns it. The kernel sees the end of the socket when this
-process ends, however it ends, and then ends all agents.
+Daemon threads write and read the socketpair, so no event loop owns it or waits for it. CPython runs signal handlers in
+the main thread alone, inside whatever it does: since that never writes, a handler may call, wait or raise, and no frame
+is cut in two. The kernel sees the end of the socket when this process ends, however it ends, and then ends all agents.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import atexit
 import contextlib
 import itertools
 import os
+import select
+import socket
 import subprocess
 import threading
 from concurrent.futures import Future
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final
 
 from agentos import errors, wire
@@ -38,6 +42,9 @@ class Connection:
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a signal handler may interrupt a call and make one
         self._waiting: dict[int, Future[Any]] = {}
+        self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()  # its put may be interrupted by another; None: end
+        self._writer = threading.Thread(target=self._write, name="agentos-link-out", daemon=True)
+        self._writer.start()
         self._thread = threading.Thread(target=self._read, name="agentos-link", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
@@ -53,14 +60,10 @@ class Connection:
         data = _encode(request)
         future: Future[Any] = Future()
         with self._lock:
-            if self.lost:
+            if self.lost or _hung_up(self._link.socket):
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
             self._waiting[request.id] = future
-            try:
-                self._link.send_bytes(data)
-            except errors.KernelUnavailable:
-                self._waiting.pop(request.id, None)
-                raise
+            self._outgoing.put(data)
         return future
 
     async def begin(self, method: str, params: dict[str, Any]) -> Any:
@@ -118,7 +121,19 @@ class Connection:
             for future in waiting.values():
                 if future.set_running_or_notify_cancel():
                     future.set_exception(errors.KernelUnavailable(str(error)))
+            self._end_writer()
             self._link.close()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the reader sees that too, and tells everybody who waits
+            while (data := self._outgoing.get()) is not None:
+                self._link.socket.sendall(data)
+
+    def _end_writer(self) -> None:
+        with contextlib.suppress(OSError):
+            self._link.socket.shutdown(socket.SHUT_RDWR)  # nobody reads what it is still sending
+        self._outgoing.put(None)
+        self._writer.join()
 
     def _take(self, frame: Any) -> None:
         if not isinstance(frame, wire.Reply | wire.Fault):
@@ -130,6 +145,13 @@ class Connection:
             future.set_result(frame.value)
         else:
             future.set_exception(rebuild(frame))
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the kernel has closed its end, which Linux knows before our reader does."""
+    poller = select.poll()
+    poller.register(sock, 0)  # a hang-up and an error are always told (poll(2))
+    return bool(poller.poll(0))
 
 
 def _encode(request: wire.Call) -> bytes:

@@ -40,10 +40,7 @@ class Link:
         return hello
 
     def send(self, frame: Any, descriptors: Sequence[int] = ()) -> None:
-        self.send_bytes(wire.encode(frame), descriptors)
-
-    def send_bytes(self, data: bytes, descriptors: Sequence[int] = ()) -> None:
-        """Send whole frames that are encoded already. Raises KernelUnavailable."""
+        data = wire.encode(frame)
         try:
             if descriptors:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]

@@ -262,6 +262,81 @@ print(sorted(results), len(os.listdir(os.environ["AGENTOS_RUNTIME_DIR"] + "/runs
     )
 
 
+def test_handlers_of_signals_call_wait_and_raise_in_the_middle_of_large_calls(program: Program) -> None:
+    out = program.run(
+        """
+import asyncio, signal, time
+from agent_os import KernelSpace
+
+kernel = KernelSpace(policy="strict")
+TEXT = b"x" * 4_000_000
+told = []
+
+@kernel.register
+def length(data):
+    return len(data)
+
+async def begin(data):
+    return await kernel.spawn(length, data)
+
+def ask(*_):
+    told.append(kernel.get_agent_status(first).state)
+
+def ask_and_raise(*_):
+    ask()
+    raise KeyError("a handler that raises")
+
+first = asyncio.run(begin(b""))
+connection = kernel._connection
+for handler in (ask, ask_and_raise):
+    signal.signal(signal.SIGALRM, handler)
+    for number in range(20):
+        before = len(told)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (number % 5 + 1))
+            for _ in range(3):
+                connection.submit("register", {"name": "x", "pickle": TEXT})
+            while len(told) == before:
+                time.sleep(0.001)
+        except KeyError:
+            pass
+        connection.submit("status", {"id": first}).result(30)
+print(len(told), set(told) <= {"running", "terminated"}, asyncio.run(kernel.execute(length, TEXT)))
+asyncio.run(kernel.shutdown())
+"""
+    )
+    assert out == "40 True 4000000\n"
+
+
+def test_a_kernel_that_does_not_read_stops_no_event_loop(program: Program) -> None:
+    out = program.run(
+        """
+import asyncio, os, signal
+from agent_os import KernelSpace
+
+kernel = KernelSpace(policy="strict")
+
+@kernel.register
+def length(data):
+    return len(data)
+
+async def main():
+    await kernel.execute(length, b"")
+    kernel_pid = (await kernel._call("inspect", {"id": kernel.current_agent_id}))["kernel_pid"]
+    os.kill(kernel_pid, signal.SIGSTOP)
+    calls = [asyncio.ensure_future(kernel.execute(length, b"x" * 4_000_000)) for _ in range(3)]
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    os.kill(kernel_pid, signal.SIGCONT)  # never reached by who waits for the kernel to read
+    print(await asyncio.gather(*calls))
+    await kernel.shutdown()
+
+asyncio.run(main())
+"""
+    )
+    assert out == "[4000000, 4000000, 4000000]\n"
+
+
 def test_a_fork_of_the_host_cannot_use_its_kernel_and_cannot_end_it(program: Program) -> None:
     assert program.run(
         DOUBLE
