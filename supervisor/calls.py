@@ -26,7 +26,7 @@ from agentos.recorder.event import parse_entry
 from agentos.signals import AgentSignal, describe_exit, parse_signal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
-from agentos.supervisor.requests import NO_ARGS, Params, parse_request
+from agentos.supervisor.requests import NO_ARGS, Params, check_params, parse_request
 
 if TYPE_CHECKING:
     from agentos.supervisor.kernel import Kernel
@@ -67,6 +67,7 @@ class Calls:
         role = "agent" if caller.agent is not None else caller.who
         if role not in allowed:
             self._refuse(caller, method, "this call is not for agents" if caller.agent else f"not for a {role}")
+        check_params(method, params)
         return await function(self, caller, params)
 
     def _refuse(self, caller: Caller, method: str, why: str) -> None:

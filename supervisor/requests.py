@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 from agentos.errors import BadRequest
@@ -21,6 +22,41 @@ NO_ARGS: Final = pack_value([], "args")
 NO_KWARGS: Final = pack_value({}, "kwargs")
 
 Params = Mapping[str, Any]
+
+WORD_MAX: Final = 100  # characters of a word that can only be one of a few
+_NUMBER: Final = (int, float)
+_TAKES: Final[dict[str, tuple[type, ...]]] = {  # what a call may hold under each name, in whichever method; or None
+    "id": (str,), "agent_id": (str,), "parent_id": (str,), "ids": (list,), "signal": (str, int), "scope": (str,),
+    "state": (str,), "grace_s": _NUMBER, "timeout_s": _NUMBER, "value": (bytes,), "name": (str,), "target": (str,),
+    "registered": (str,), "pickle": (bytes,), "args": (bytes, list), "kwargs": (bytes,), "permissions": (list,),
+    "restrictions": (list,), "allow": (list,), "deny": (list,), "argv": (list,), "env": (dict,),
+    "env_passed": (list,), "context": (dict,), "cwd": (str,), "workspace": (str,), "require": (str,),
+    "priority": (int,), "rate_limit": (int,),
+}  # fmt: skip
+_OF_WORDS: Final = ("ids", "permissions", "restrictions", "allow", "deny", "env_passed")
+_ONE_OF_FEW: Final = ("signal", "scope", "state", "require")
+_NEEDED: Final = {"wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name"}
+_NAMES: Final = {str: "text", int: "a number", float: "a number", bytes: "packed bytes", list: "a list", dict: "a map"}
+
+
+def check_params(method: str, params: Params) -> None:
+    """Raise BadRequest for what a call cannot mean, so that what it does may trust the kinds of its parameters."""
+    needed = _NEEDED.get(method)
+    if needed is not None and params.get(needed) is None:
+        raise BadRequest(f"{method}: {needed!r} is missing")
+    for name, value in params.items():
+        takes = _TAKES.get(name)
+        if takes is None or value is None:
+            continue
+        if not isinstance(value, takes) or (isinstance(value, float) and not isfinite(value)):
+            kinds = " or ".join(dict.fromkeys(_NAMES[kind] for kind in takes))
+            raise BadRequest(f"{method}: {name}={str(value)[:WORD_MAX]!r} must be {kinds}")
+        if name in _OF_WORDS and isinstance(value, list) and not all(isinstance(word, str) for word in value):
+            raise BadRequest(f"{method}: {name} must be a list of words")
+        if name in _ONE_OF_FEW and isinstance(value, str) and len(value) > WORD_MAX:
+            raise BadRequest(f"{method}: {name} has {len(value)} characters; no such word has more than {WORD_MAX}")
+    if params.get("scope") not in (None, "leader", "tree"):
+        raise BadRequest(f"{method}: scope={params['scope']!r} must be 'leader' or 'tree'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arena import arena
 from world import SYSTEM_PYTHON, Client, Host
 
 from agentos import errors
+from agentos.agent.process import current
 
 LIMIT_S = 30.0
 
@@ -48,3 +50,71 @@ def test_an_error_that_fits_no_frame_is_answered_in_short(client: Client) -> Non
     assert type(error) is errors.AgentosError
     assert "failed with BadRequest, which cannot be sent" in str(error)
     assert answered(client, "ps") is None
+
+
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    ("wait_all", {}),
+    ("wait_all", {"ids": 5}),
+    ("wait_all", {"ids": [["x"]]}),
+    ("signal", {}),
+    ("signal", {"signal": "9" * 5_000}),
+    ("signal", {"signal": ["STOP"]}),
+    ("signal", {"signal": 19, "scope": {}}),
+    ("signal", {"signal": 19, "scope": "all"}),
+    ("send_signal", {}),
+    ("wait", {"timeout_s": "1"}),
+    ("wait", {"timeout_s": float("nan")}),
+    ("wait", {"timeout_s": float("inf")}),
+    ("wait", {"state": ["stopped"]}),
+    ("stop", {"grace_s": "soon"}),
+    ("spawn", {"name": 7}),
+    ("start", {"restrictions": 5}),
+    ("start", {"restrictions": [5]}),
+    ("start", {"permissions": [5]}),
+    ("start", {"allow": [5]}),
+    ("start", {"target": "os:getpid", "args": 5}),
+    ("start", {"target": "os:getpid", "kwargs": []}),
+    ("start", {"argv": ["/bin/true"], "cwd": 5}),
+    ("start", {"argv": ["/bin/true"], "env": ["A"]}),
+    ("start", {"argv": ["/bin/true"], "env_passed": [["A"]]}),
+    ("start", {"argv": ["/bin/true"], "priority": "high"}),
+    ("register", {}),
+]
+
+
+def test_a_call_that_means_nothing_is_the_callers_mistake_and_no_fault_of_the_kernel(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"argv": [SYSTEM_PYTHON, "-c", "import time; time.sleep(60)"]})
+    try:
+        for method, params in WRONG:
+            answer = host.call(method, **params)
+            kinds = ("BadRequest", "NotPermitted") if method in {"spawn", "send_signal"} else ("BadRequest",)
+            assert answer.get("error") in kinds, (method, params, answer)
+        assert host.call("status")["state"] == "running"
+        assert host.events("kernel_fault") == []
+    finally:
+        host.close()
+
+
+def ask_nonsense() -> list[str]:
+    """What an agent that makes its own calls is told; run as an agent."""
+    process = current()
+    assert process is not None
+    said: list[str] = []
+    for method, params in (
+        ("wait_all", {}), ("send_signal", {}), ("spawn", {"name": "x", "target": "os:getpid", "restrictions": 5}),
+        ("spawn", {"name": "x", "target": "os:getpid", "kwargs": 5}), ("status", {"id": 5}),
+    ):  # fmt: skip
+        answered = threading.Event()
+
+        def take(_: Any, error: Exception | None, answered: threading.Event = answered) -> None:
+            said.append(type(error).__name__)
+            answered.set()
+
+        process.runtime.call(method, params, take)
+        assert answered.wait(LIMIT_S)
+    return said
+
+
+def test_an_agent_cannot_make_the_kernel_call_itself_faulty(tmp_path: Path) -> None:
+    with arena(tmp_path) as place:  # which looks at its end that there was no kernel_fault
+        assert place.run(ask_nonsense) == ["BadRequest"] * 5
