@@ -11,7 +11,7 @@ Owns names, fields and texts; never formats a traceback, never exits. `exit_code
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -40,12 +40,17 @@ _WORD_MAX = 100
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the closest known word, or "" when none is close, or the word is no word."""
+    close = closest(word, known)
+    return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like `word`, None when none is."""
     if len(word) > _WORD_MAX:  # the search takes time by the square, and an agent may have chosen the word
-        return ""
+        return None
     import difflib  # noqa: PLC0415 - only on the way to an error
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 # --- the caller's mistakes ---------------------------------------------------------------------------------------
@@ -64,12 +69,25 @@ class PolicyLoadError(CallerError):
 
 
 class UnknownAgent(CallerError):
-    """No agent has this name, id or prefix; or more than one has (`matches` then lists them)."""
+    """No agent has this name, id or prefix; or more than one has (`matches` then lists them).
+
+    `ids` by name, given where only an id will do, says which one belongs to the name that was meant.
+    """
 
     exit_code = 3
 
-    def __init__(self, target: str, known: Sequence[str] = (), matches: Sequence[str] = ()) -> None:
-        if matches:
+    def __init__(
+        self,
+        target: str,
+        known: Sequence[str] = (),
+        matches: Sequence[str] = (),
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> None:
+        name = closest(target, ids or ())
+        if ids and name is not None:
+            text = f"no agent {target!r}: an id is needed, and the agent named {name!r} has the id {ids[name]}"
+        elif matches:
             text = f"agent {target!r} is ambiguous: it matches {', '.join(matches)}"
         else:
             text = f"no agent {target!r}{nearest(target, known)}; `agentos ps -a` lists them"

@@ -85,7 +85,8 @@ class Calls:
         ):
             self._refuse(caller, method or "call", f"{agent_id!r} is not this agent or one of its descendants")
         if agent is None:
-            raise UnknownAgent(agent_id, [one.name for one in self._kernel.agents.all()])
+            everyone = self._kernel.agents.all()
+            raise UnknownAgent(agent_id, [one.id for one in everyone], ids={one.name: one.id for one in everyone})
         return agent
 
     # --- starting --------------------------------------------------------------------------------------------------

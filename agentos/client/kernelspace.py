@@ -20,6 +20,7 @@ import cloudpickle
 
 from agentos import errors
 from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
+from agentos.client import arguments
 from agentos.client.connection import CALL_LIMIT_S, Connection
 from agentos.client.launch import SLOTS, start_kernel
 from agentos.policies import Policy
@@ -60,14 +61,14 @@ class KernelSpace:
     Args:
         policy: a built-in name (strict, permissive, audit, workspace, custom), the path of a YAML file, or a Policy.
         flight_recorder: where this kernel's record goes; None is one SQLite file per run under the state directory.
-        signal_dispatcher: for handlers in this program; part of the API, not connected yet.
+        signal_dispatcher: must be None; handlers in this program are not available in this version.
         max_concurrent_agents: agents running at the same time; more wait.
         timeout: seconds of running time an execution may take, unless `execute(timeout=…)` says otherwise.
         debug: show the kernel's own error output.
         require: the weakest level at which agents may run: none | hooks | syscalls | full.
         workspace: the directory that relative file rules speak of; default the current one at the first call.
 
-    Raises (at the first call): PolicyLoadError, HostError, KernelUnavailable.
+    Raises BadRequest for a wrong argument; at the first call: PolicyLoadError, HostError, KernelUnavailable.
 
     """
 
@@ -77,7 +78,7 @@ class KernelSpace:
 
     def __init__(
         self,
-        policy: str | Policy = "strict",
+        policy: str | os.PathLike[str] | Policy = "strict",
         flight_recorder: FlightRecorder | None = None,
         signal_dispatcher: Any | None = None,
         max_concurrent_agents: int = SLOTS,
@@ -87,18 +88,14 @@ class KernelSpace:
         require: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
     ) -> None:
-        if max_concurrent_agents < 1:
-            raise errors.BadRequest(f"max_concurrent_agents={max_concurrent_agents} must be at least 1")
-        if timeout <= 0:
-            raise errors.BadRequest(f"timeout={timeout} must be a positive number of seconds")
-        self._policy = policy
-        self._flight_recorder = flight_recorder
-        self._signal_dispatcher = signal_dispatcher
-        self._max_concurrent_agents = max_concurrent_agents
-        self._timeout_s = timeout
-        self._debug = debug
-        self._require = require
-        self._workspace = os.fspath(workspace) if workspace is not None else None
+        self._policy = arguments.policy(policy)
+        self._flight_recorder = arguments.flight_recorder(flight_recorder)
+        arguments.signal_dispatcher(signal_dispatcher)
+        self._max_concurrent_agents = arguments.whole_number("max_concurrent_agents", max_concurrent_agents, at_least=1)
+        self._timeout_s = arguments.seconds("timeout", timeout)
+        self._debug = bool(debug)
+        self._require = arguments.level(require)
+        self._workspace = arguments.directory("workspace", workspace)
         self._by_function: dict[Any, Registration] = {}
         self._by_name: dict[str, Registration] = {}
         self._told: dict[str, str] = {}  # what the kernel knows by name, and why it has no function: "" when it has
@@ -131,7 +128,7 @@ class KernelSpace:
     ) -> Any:
         """Decorator, bare or called: make a function (plain or async) an agent. Returns the function unchanged.
 
-        Raises DuplicateAgent for a name that is taken, BadRequest for an operation that does not exist.
+        Raises DuplicateAgent for a name that is taken, BadRequest for a wrong argument.
         """
         if name is not None and not isinstance(name, str):
             return self._register(name, None, permissions, rate_limit, priority)
@@ -145,13 +142,13 @@ class KernelSpace:
         rate_limit: int | None,
         priority: int,
     ) -> Callable[..., Any]:
+        arguments.function("register", function)
         known = name or name_of(function)
-        if not callable(function):
-            raise errors.BadRequest(f"register: {function!r} is not a function")
-        for word in permissions or ():
-            if word not in ("read", "write", "execute", "network"):
-                hint = errors.nearest(word, ("read", "write", "execute", "network"))
-                raise errors.BadRequest(f"register({known!r}): unknown permission {word!r}{hint}")
+        where = f"register({known!r}): "
+        permissions = arguments.permissions(where, permissions)
+        if rate_limit is not None:
+            arguments.whole_number(f"{where}rate_limit", rate_limit, at_least=1)
+        arguments.whole_number(f"{where}priority", priority)
         if known in self._by_name:
             raise errors.DuplicateAgent(known)
         entry = Registration(function, known, permissions, rate_limit, priority)
@@ -160,6 +157,8 @@ class KernelSpace:
         return function
 
     def _find(self, agent: Callable[..., Any] | str) -> Registration:
+        if not isinstance(agent, str):
+            arguments.function("the agent", agent)
         entry = self._by_name.get(agent) if isinstance(agent, str) else self._by_function.get(agent)
         if entry is None:
             raise errors.NotRegistered(agent if isinstance(agent, str) else name_of(agent), self._by_name)
@@ -178,14 +177,15 @@ class KernelSpace:
         """Run a registered agent as a process and return its result.
 
         Raises PolicyViolationError when a refused action ended it, AgentTimeoutError, AgentFailed (with the remote
-        traceback), NotSerialisable (before anything starts), NotRegistered. If the awaiting task is cancelled, the
+        traceback), NotSerialisable and BadRequest (before anything starts), NotRegistered. If the awaiting task is cancelled, the
         agent is stopped.
         """
-        limit_s = self._timeout_s if timeout is None else timeout
+        limit_s = self._timeout_s if timeout is None else arguments.seconds("execute: timeout", timeout)
+        context = arguments.facts("execute: context", context)
         entry = self._find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
         connection = await self._ready(entry)
-        params = {"registered": entry.name, "require": self._require, "timeout_s": limit_s, "context": context or {}}
+        params = {"registered": entry.name, "require": self._require, "timeout_s": limit_s, "context": context}
         agent_id: str = (await connection.begin("start", {**params, **packed}))["id"]
         self._latest_agent = agent_id
         token = _current_agent.set(agent_id)
@@ -210,12 +210,16 @@ class KernelSpace:
 
         With `parent_id` the child is bounded by the parent's effective policy unless inherit_permissions is False.
         """
+        if parent_id is not None:
+            arguments.agent_id("spawn: parent_id", parent_id)
+        what = "restrictions, such as ['no_network']"
+        restrictions = arguments.words("spawn: additional_restrictions", additional_restrictions or [], what)
         entry = self._find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
         connection = await self._ready(entry)
         agent_id: str = await connection.begin("spawn", {
             "name": entry.name, "parent_id": parent_id, "inherit_permissions": inherit_permissions,
-            "restrictions": additional_restrictions or [], "require": self._require, **packed,
+            "restrictions": restrictions, "require": self._require, **packed,
         })  # fmt: skip
         self._latest_agent = agent_id
         return agent_id
@@ -251,17 +255,20 @@ class KernelSpace:
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
-        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": list(ids)})]
+        wanted = arguments.words("wait_all: ids", ids, "agent ids, as spawn() returns them")
+        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": wanted})]
 
     # --- signals and status ----------------------------------------------------------------------------------------
 
     async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
         """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        arguments.agent_id("send_signal: agent_id", agent_id)
         done = await self._call("signal", {"id": agent_id, "signal": parse_signal(signal).value})
         return bool(done["ok"]) and done["detail"] != "already ended"
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent."""
+        arguments.agent_id("get_agent_status: agent_id", agent_id)
         if self._connection is None:  # nothing was ever started: no kernel is needed to know that
             raise errors.UnknownAgent(agent_id)
         return status_of(self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
