@@ -177,8 +177,8 @@ class KernelSpace:
         """Run a registered agent as a process and return its result.
 
         Raises PolicyViolationError when a refused action ended it, AgentTimeoutError, AgentFailed (with the remote
-        traceback), NotSerialisable and BadRequest (before anything starts), NotRegistered. If the awaiting task is cancelled, the
-        agent is stopped.
+        traceback), NotSerialisable and BadRequest (before anything starts), NotRegistered. If the awaiting task is
+        cancelled, the agent is stopped.
         """
         limit_s = self._timeout_s if timeout is None else arguments.seconds("execute: timeout", timeout)
         context = arguments.facts("execute: context", context)
