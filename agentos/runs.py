@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from agentos.errors import HostError
 
+_RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")  # as agentos.identity makes them
 _OURS = frozenset({"runs", "state"})  # what a directory of ours may hold at its top
 
 
@@ -151,8 +153,8 @@ def recorded_runs() -> Iterator[Run]:
 
 
 def _runs_in(place: Path) -> Iterator[Run]:
-    """Yield what has a directory below `place`; whatever else somebody put there is none of ours."""
+    """Yield what has a directory below `place` and is called as a run is; what else lies there is none of ours."""
     root = place / "runs"
     for name in sorted(os.listdir(root)) if root.is_dir() else ():
-        if (root / name).is_dir():
+        if _RUN_ID.fullmatch(name) and (root / name).is_dir():
             yield locate(name)

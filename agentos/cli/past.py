@@ -66,6 +66,8 @@ def events(run: Run, wanted: Wanted | None = None, *, after_seq: int = 0) -> Ite
         for event in reader.events(after_seq):  # to the damage, and then raises it
             if any(query.matches(event) for query in queries):
                 yield event.to_json()
+    except OSError as error:  # something else lies where its journal or its database should
+        raise HostError(f"{error.filename}: {error.strerror}") from error
     finally:
         reader.close()
 

@@ -207,6 +207,21 @@ def test_a_damaged_record_is_named_and_hides_no_other(agentos: CommandLine) -> N
     assert " two " in agentos("ps", "-a").stdout
 
 
+def test_what_is_no_run_is_none_and_a_run_with_a_file_for_its_journal_hides_no_other(agentos: CommandLine) -> None:
+    agentos("run", *UNMEDIATED, "--name", "one", "--", "true")
+    runs = agentos.state / "runs"
+    (runs / "evil").touch()
+    (runs / "foreign").mkdir()
+    (runs / "foreign" / "journal").touch()
+    for words in (("audit",), ("wait", "one"), ("logs", "one"), ("inspect", "one"), ("ps", "-a")):
+        assert agentos(*words).stderr == ""
+    odd = runs / "20260102T030405-1a2b3c"
+    odd.mkdir()
+    (odd / "journal").touch()
+    assert agentos("wait", "one").stderr == f"agentos: run {odd.name}: {odd}/journal: Not a directory\n"
+    assert "agent_exited" in {event["event_type"] for event in agentos.events("one")}
+
+
 # --- a denial on the terminal ----------------------------------------------------------------------------------------
 
 

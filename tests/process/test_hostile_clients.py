@@ -323,7 +323,8 @@ def test_half_a_meta_file_is_none(home: Path, content: str) -> None:
 
 def test_what_is_no_lock_and_no_file_keeps_nobody_waiting(home: Path) -> None:
     """An agent without a wall may put anything there."""
-    made = {name: runs.locate(name) for name in ("fifo", "link", "folder", "nothing")}
+    kinds = ("fifo", "link", "folder", "nothing")
+    made = {kind: runs.locate(f"20260102T030405-00000{number}") for number, kind in enumerate(kinds)}
     for run in made.values():
         run.runtime.mkdir(parents=True)
     os.mkfifo(made["fifo"].lock)
