@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from agentos import wire
 from agentos.cli.output import say
 from agentos.cli.targets import Agent
 from agentos.client.link import Link, connect
-from agentos.errors import AgentosError, KernelUnavailable
+from agentos.errors import AgentosError, HostError, KernelUnavailable, UnknownAgent
 from agentos.faults import rebuild
 from agentos.runs import Run, live_runs
 
@@ -61,16 +61,37 @@ class Request(NamedTuple):
     params: dict[str, Any]
 
 
-def living_agents() -> list[Agent]:
-    """Return the agents of all live runs, ended ones too, oldest first. A kernel that hangs is named, not waited for."""
-    found: list[Agent] = []
+class RunSilent(HostError):
+    """A live run does not say who lives in it."""
+
+    def __init__(self, run: Run, target: str = "") -> None:
+        missed = f", {target!r} may be one of them" if target else ""
+        super().__init__(f"run {run.run_id} does not answer; its agents are not known{missed}")
+
+
+class Present(NamedTuple):
+    """The agents of all live runs, ended ones too, oldest first; and the live runs that did not answer."""
+
+    agents: list[Agent]
+    silent: list[Run]
+
+    def explain(self, unknown: Iterable[UnknownAgent]) -> list[AgentosError]:
+        """Return what is to be said of targets that mean nobody who is known: a silent run may have them."""
+        return [RunSilent(self.silent[0], error.target) if self.silent and not error.matches else error
+                for error in unknown]  # fmt: skip
+
+
+def living_agents() -> Present:
+    """Ask all live runs who lives there. A kernel that hangs is named, not waited for."""
+    found, silent = [], []
     for run in live_runs():
         try:
             found += agents_of(run)
         except (KernelUnavailable, TimeoutError) as error:
             if run.alive():  # else it ended while we looked
                 say(f"run {run.run_id} does not answer: {error}")
-    return sorted(found, key=lambda agent: agent.started_at)
+                silent.append(run)
+    return Present(sorted(found, key=lambda agent: agent.started_at), silent)
 
 
 def agents_of(run: Run) -> list[Agent]:

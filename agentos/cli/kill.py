@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import click
 
-from agentos.cli.calls import ANSWER_TIMEOUT_S, Request, gather, living_agents
+from agentos.cli.calls import ANSWER_TIMEOUT_S, Request, RunSilent, gather, living_agents
 from agentos.cli.options import Signal
 from agentos.cli.output import print_json, say
 from agentos.cli.printable import printable
 from agentos.cli.targets import Agent, AgentEnded, resolve_all
-from agentos.errors import AgentosError, CallerError, UnknownSignal
+from agentos.errors import AgentosError, UnknownSignal
 from agentos.signals import AgentSignal, Scope, parse_signal
 
 _TAKES_A_VALUE: Final = frozenset({"-s", "--signal"})
@@ -104,27 +104,27 @@ def _list_signals(words: tuple[str, ...]) -> int:
     return 0
 
 
-def chosen(targets: tuple[str, ...], everyone: bool) -> tuple[list[Agent], list[CallerError]]:
+def chosen(targets: tuple[str, ...], everyone: bool) -> tuple[list[Agent], list[AgentosError]]:
     """Return the agents that a verb shall act on, and what is wrong with the other targets."""
     if everyone == bool(targets):
         raise click.UsageError(
             "name at least one TARGET, or --all" if not targets else "either TARGETs or --all, not both"
         )
-    agents = living_agents()
+    present = living_agents()
     if everyone:
-        return [agent for agent in agents if agent.living], []
-    found, unknown = resolve_all(targets, agents)
+        return [agent for agent in present.agents if agent.living], [RunSilent(run) for run in present.silent]
+    found, unknown = resolve_all(targets, present.agents)
     if any(not error.matches for error in unknown):
         from agentos.cli.past import find_agents  # noqa: PLC0415  # opens records: only for who is not among the living
 
-        found, unknown = find_agents(targets)
+        return find_agents(targets, present)
     return found, list(unknown)
 
 
 def deliver(
     signal: AgentSignal,
     scope: Scope | None,
-    choice: tuple[list[Agent], list[CallerError]],
+    choice: tuple[list[Agent], list[AgentosError]],
     *,
     quiet: bool,
     as_json: bool,

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from agentos.cli.calls import living_agents
+from agentos.cli.calls import Present, living_agents
 from agentos.cli.output import say
 from agentos.cli.targets import Agent, resolve_all
-from agentos.errors import HostError, UnknownAgent
+from agentos.errors import AgentosError, HostError
 from agentos.runs import Run, recorded_runs
 
 if TYPE_CHECKING:
@@ -102,16 +102,30 @@ def _in_batches(reader: RunReader, query: Query) -> Iterator[AuditEvent]:
         query = replace(query, after_seq=batch[-1].seq)
 
 
-def find_agents(targets: Sequence[str]) -> tuple[list[Agent], list[UnknownAgent]]:
-    """Return the agents that `targets` mean, in live runs first, in records after; and what means none."""
-    present = living_agents()
-    found, unknown = resolve_all(targets, present)
+def find_agents(targets: Sequence[str], present: Present | None = None) -> tuple[list[Agent], list[AgentosError]]:
+    """Return the agents that `targets` mean, in live runs first, in records after; and what means none.
+
+    What means none while a run does not answer is not known: it may be there.
+    """
+    present = present or living_agents()
+    found, unknown = resolve_all(targets, present.agents)
     ambiguous = [error for error in unknown if error.matches]
     missing = [error.target for error in unknown if not error.matches]
     if not missing:
-        return found, ambiguous
-    from_records, still_unknown = resolve_all(missing, [*past_agents(), *present])
-    return [*found, *from_records], [*ambiguous, *still_unknown]
+        return found, list(ambiguous)
+    from_records, still_unknown = resolve_all(missing, [*past_agents(), *present.agents])
+    return [*found, *from_records], [*ambiguous, *present.explain(still_unknown)]
+
+
+def last_known_agents(run: Run) -> list[Agent]:
+    """Return who lived in a run that does not answer, as far as its record goes; whether they still do is unknown."""
+    try:
+        rows = fold(run.run_id, events(run, Wanted(event_types=LIFE)))
+    except HostError as error:
+        say(f"run {run.run_id}: {error}")
+        return []
+    unknown = {"state": "unknown", "ended_at": None}
+    return [Agent({**row, **unknown}, run) for row in rows if "ended_by" not in row]
 
 
 def past_agents() -> list[Agent]:

@@ -9,6 +9,7 @@ import click
 from agentos.cli.calls import living_agents
 from agentos.cli.output import Column, age, print_json, table, terminal_width
 from agentos.cli.targets import Agent, short_ids
+from agentos.runs import Run
 from agentos.signals import signal_name
 
 # Added to, never renamed: what `ps --json` promises. What a kernel adds beyond comes after.
@@ -16,6 +17,8 @@ FIELDS: Final = (
     "id", "name", "run", "pid", "sentry_pid", "state", "level", "policy", "command", "started_at",
     "actions_count", "violations_count",
 )  # fmt: skip
+
+EXIT_NOT_ALL_KNOWN: Final = 125
 
 COLUMNS: Final = (
     Column("ID", "id"),
@@ -36,10 +39,15 @@ COLUMNS: Final = (
 @click.option("-q", "--quiet", is_flag=True, help="Only the ids, in full.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @click.option("--no-trunc", is_flag=True, help="Cut nothing, whatever the terminal's width.")
-def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> None:
-    """List agents; without -a only those that live."""
+def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> int:
+    """List agents; without -a only those that live.
+
+    Exits 125 when a run does not answer: its agents are then listed from its record, in the state `unknown`.
+    """
     present = living_agents()
-    agents = _with_the_past(present) if everyone else [agent for agent in present if agent.living]
+    agents = present.agents if everyone else [agent for agent in present.agents if agent.living]
+    if everyone or present.silent:
+        agents = _with_the_records(agents, present.silent, past=everyone)
     if as_json:
         print_json([as_promised(agent) for agent in agents])
     elif quiet:
@@ -49,12 +57,16 @@ def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> None:
         width = None if no_trunc else terminal_width()
         for line in table(COLUMNS, rows(agents, in_full=width is None), width):
             print(line)
+    return EXIT_NOT_ALL_KNOWN if present.silent else 0
 
 
-def _with_the_past(present: list[Agent]) -> list[Agent]:
-    from agentos.cli.past import past_agents  # noqa: PLC0415  # opens databases; `ps` alone must not
+def _with_the_records(agents: list[Agent], silent: list[Run], *, past: bool) -> list[Agent]:
+    from agentos.cli.past import last_known_agents, past_agents  # noqa: PLC0415  # opens databases; `ps` alone must not
 
-    return sorted([*past_agents(), *present], key=lambda agent: agent.started_at)
+    found = [*(past_agents() if past else ()), *agents]
+    for run in silent:
+        found += last_known_agents(run)
+    return sorted(found, key=lambda agent: agent.started_at)
 
 
 def as_promised(agent: Agent) -> dict[str, Any]:

@@ -333,9 +333,14 @@ def test_a_kernel_that_hangs_is_named_and_holds_nobody_up(agentos: CommandLine) 
     kernel, run = (agentos.json("inspect", "stuck")[key] for key in ("kernel_pid", "run"))
     os.kill(kernel, signal.SIGSTOP)
     try:
-        done = agentos("ps")
-        assert " fine " in done.stdout
+        done = agentos("ps", code=125)
         assert f"run {run} does not answer" in done.stderr
+        states = [line.split()[1:3] for line in done.stdout.splitlines()[1:]]
+        assert states == [["stuck", "unknown"], ["fine", "running"]]
+        for words in (("inspect",), ("kill", "-CONT", "fine")):
+            told = agentos(*words, "stuck", code=125).stderr.splitlines()[-1]
+            assert told == f"agentos: run {run} does not answer; its agents are not known, 'stuck' may be one of them"
+        assert f"run {run} does not answer; its agents are not known" in agentos("stop", "--all", code=125).stderr
     finally:
         os.kill(kernel, signal.SIGCONT)
     assert " stuck " in agentos.out("ps")
