@@ -72,6 +72,7 @@ class Agent:
     exit_code: int | None = None
     exit_signal: int | None = None
     exited: wire.Exited | None = None  # told by the sentry; on record a moment later
+    exit_on_record: bool = False
     in_line: bool = False  # on record, not forked: it waits for a slot
     start_error: str = ""  # why it could not be started when its turn came
     lost: bool = False  # its sentry died: how the agent ended is not known

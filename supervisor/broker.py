@@ -285,6 +285,7 @@ class Broker:
     def on_exit(self, agent: Agent, frame: wire.Exited, unfinished_bytes: int) -> None:
         """Put the exit on record before the sentry may reap. It may have died inside a frame: that is said too."""
         agent.exit_code, agent.exit_signal = frame.code, frame.signal
+        agent.exit_on_record = True
         self.flush_denials(agent)
         if unfinished_bytes:
             text = f"the agent ended inside a frame, after {unfinished_bytes} bytes of it"

@@ -64,6 +64,18 @@ class Intake:
         self._left = 0 if self._closed else pipes.bytes_inside(self._descriptor)
         self._drain_on(then)
 
+    def drain_at_once(self) -> int:
+        """Take the rest of what lay in the pipe without serving others meanwhile; returns the bytes unfinished."""
+        self._pause()
+        if self._left < 0:
+            self._left = 0 if self._closed else pipes.bytes_inside(self._descriptor)
+        try:
+            while self._drain_once():
+                pass
+        finally:
+            unfinished = self._end()
+        return unfinished
+
     def close(self) -> None:
         """Read nothing more. The descriptor belongs to the owner."""
         self._pause()
@@ -87,18 +99,27 @@ class Intake:
             self._pause()
 
     def _drain_on(self, then: Callable[[int], None]) -> None:
-        got = 0
+        more = False
         try:
-            if self._left > 0 and not self._closed:
-                got = self._read_once(min(READ_BYTES, self._left))
+            more = self._drain_once()
         finally:  # whatever goes wrong: without `then` it would never be said to have ended
-            if got > 0:
-                self._left -= got
+            if more:
                 self._loop.call_soon(self._drain_on, then)
             else:
-                unfinished = 0 if self._closed else self._decoder.pending_bytes
-                self.close()
-                then(unfinished)
+                then(self._end())
+
+    def _drain_once(self) -> bool:
+        """Take in one read of what is left; False when nothing is."""
+        if self._left <= 0 or self._closed:
+            return False
+        got = self._read_once(min(READ_BYTES, self._left))
+        self._left -= got
+        return got > 0
+
+    def _end(self) -> int:
+        unfinished = 0 if self._closed else self._decoder.pending_bytes
+        self.close()
+        return unfinished
 
     def _read_once(self, small: int) -> int:
         """Take in the frames of one read; returns its bytes, 0 at the end and -1 when there was nothing to read."""

@@ -39,8 +39,11 @@ class SentryLink:
         """The zygote reaped the sentry and ended what it left."""
         while agent.hear_sentry is not None and agent.hear_sentry():
             pass
-        if agent.exited is not None and not agent.ended:  # its last word, and the agent's pipe is still being read
-            self._broker.on_exit(agent, agent.exited, 0)
+        if (
+            agent.exited is not None and not agent.exit_on_record
+        ):  # its last word; the agent's pipe was still being read
+            unfinished = agent.intake.drain_at_once() if agent.intake is not None else 0
+            self._broker.on_exit(agent, agent.exited, unfinished)
         self._endings.on_sentry_died(agent, frame)
 
     def _read(self, agent: Agent, descriptor: int, decoder: wire.Decoder) -> bool:
@@ -80,7 +83,7 @@ class SentryLink:
                 self._broker.on_sentry_frame(agent, frame)
 
     def _on_exit(self, agent: Agent, unfinished_bytes: int) -> None:
-        if agent.exited is None or agent.gone.is_set():  # its sentry died while we drained: the books are closed
+        if agent.exited is None or agent.exit_on_record:  # its sentry died while we drained: the books are closed
             return
         self._broker.on_exit(agent, agent.exited, unfinished_bytes)
         if agent.to_sentry is not None:

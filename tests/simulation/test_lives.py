@@ -33,11 +33,14 @@ def test_a_life(seed: int, tmp_path: Path) -> None:
         assert agent.state is State.TERMINATED
         assert world.gone == [agent]
         assert agent.descriptors == []
+        assert agent.to_sentry is None
+        assert agent.intake is None
         assert not agent.deliveries
         assert not agent.queries
         assert loop.faults == []
     finally:
-        world.close()
+        watched = world.close()
+    assert watched == 0
     assert loop.faults == []
     events = world.events()
     kinds = Counter(event.event_type for event in events)
@@ -59,6 +62,8 @@ def test_a_life(seed: int, tmp_path: Path) -> None:
     assert len(recorded) + repeats >= len(world.agent_side.answered)
     # a broken stream is recorded once, and ends the agent unless it ended before
     assert kinds["protocol_error"] <= 1
+    if world.agent_side.left_half and told is not None and not world.agent_side.broke_it:
+        assert kinds["protocol_error"] == 1
     # no signal was sent that is not on record, and in the order of the commands
     sent = [event.data["signal"] for event in events if event.event_type == "signal_sent"]
     assert len(world.sentry.commands) <= len(sent)

@@ -17,7 +17,6 @@ from virtual import LoopClock, VirtualLoop
 
 from agentos import wire
 from agentos.errors import StillAlive
-from agentos.lifecycle import State
 from agentos.policies import EffectivePolicy, Policy
 from agentos.recorder.journal import JournalReader, JournalWriter
 from agentos.signals import AgentSignal
@@ -73,6 +72,11 @@ class Sentry:
             self.exit = code, signal
             self._world.agent_side.leave()
             self.say(wire.Exited(code, signal, 1, 0))
+            if self._dice.random() < 0.2:  # what was on its way
+                late = [wire.StateSeen("running", "exec"), wire.StateSeen("stopped", "job control"), wire.Pong(1)]
+                self.say(self._dice.choice(late))
+            if self._dice.random() < 0.1:
+                self.die()
 
     def die(self) -> None:
         """kill -9 of the sentry: its pipes close, the leader dies, and after a while the zygote says so."""
@@ -83,7 +87,10 @@ class Sentry:
         self._loop.remove_reader(self._reads)
         os.close(self._reads)
         os.close(self._writes)
-        self._loop.call_later(self._dice.choice((0, 0, 0.01, 1.0)), self._world.sentry_died)
+        if self._dice.random() < 0.5:  # heard before anything is read of what the sentry said last
+            self._world.sentry_died()
+        else:
+            self._loop.call_later(self._dice.choice((0, 0.01, 1.0)), self._world.sentry_died)
 
     def _read(self) -> None:
         try:
@@ -129,7 +136,7 @@ class AgentSide:
         self._decoder = wire.Decoder(wire.TO_AGENT_VERDICTS)
         self.sent: list[int] = []
         self.answered: list[int] = []
-        self.broke_it = False
+        self.broke_it = self.left_half = False
         self.open = True
         os.set_blocking(down, False)
         os.set_blocking(up, False)
@@ -156,6 +163,7 @@ class AgentSide:
         if self.open:
             if not self.broke_it and self._dice.random() < 0.1:
                 self._write(b"\0\0\0\x20\x99")
+                self.left_half = True
             self.open = False
             self._read()
             self._loop.remove_reader(self._down)
@@ -252,6 +260,7 @@ class World:
 
     async def _kill(self) -> None:
         await self.endings.kill(self.agent, "simulation")
+        assert self.agent.gone.is_set()
 
     def _step(self, commands: list[asyncio.Task[Any]]) -> None:
         dice, agent = self.dice, self.agent
@@ -285,15 +294,19 @@ class World:
             await self.endings.stop(self.agent, grace_s, "simulation")
         except StillAlive:
             return "still alive"
+        assert self.agent.gone.is_set()
         return "ended"
 
-    def close(self) -> None:
+    def close(self) -> int:
+        """Let every timer fire, close everything; returns how many descriptors the loop still watched then."""
         self.agent_side.leave()
         self.sentry.die()
         os.close(self._calls)
-        self.loop.run_until_complete(asyncio.sleep(30))  # timers that are still to fire find everything closed
+        self.loop.run_until_complete(asyncio.sleep(30))
+        watched = len(self.loop._selector.get_map()) - 1  # its own
         self.recording.close()
         self.loop.close()
+        return watched
 
     def events(self) -> list[Any]:
         reader, found = JournalReader(self.directory), []
@@ -301,7 +314,3 @@ class World:
             found += batch
         reader.close()
         return found
-
-    @property
-    def state(self) -> State:
-        return self.agent.state
