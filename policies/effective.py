@@ -78,6 +78,10 @@ class EffectivePolicy:
         )
         self._cached: Callable[[str, str, str | None, str | None], Prepared] = lru_cache(CACHE_ENTRIES)(self._prepare)
 
+    def forget(self) -> None:
+        """Let go of what was worked out so far: nobody is going to ask soon. Decisions stay what they are."""
+        self._cached = lru_cache(CACHE_ENTRIES)(self._prepare)
+
     @property
     def hash(self) -> str:
         """The hash of the policy in force."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from agentos import lifecycle, wire
 from agentos.clock import RunningTime, rfc3339
+from agentos.errors import HostError
 from agentos.lifecycle import State
 from agentos.policies import EffectivePolicy
 from agentos.supervisor.intake import Intake
@@ -27,6 +28,8 @@ UNDECIDED_MAX: Final = 256  # actions of one agent whose denials are not durable
 VERDICT_BYTES_MAX: Final = 64 * 1024  # verdicts it does not read: it is not read either until it does
 CALLS_MAX: Final = 1_024  # calls of one agent that wait for their answers
 CALL_BYTES_MAX: Final = 32 * 1024 * 1024
+LIVING_MAX: Final = 4_096  # agents of one kernel, those in line for a slot with them
+CHILDREN_MAX: Final = 1_024  # living ones of one agent: nobody shall fill the line for all others
 RESULT_BYTES_MAX: Final = 256 * 1024 * 1024  # of results and states of ended agents, together
 
 
@@ -139,7 +142,8 @@ class Agent:
         return self.undecided >= UNDECIDED_MAX or unread > VERDICT_BYTES_MAX
 
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close every descriptor of an agent that is gone."""
+        """Close every descriptor of an agent that is gone, and keep no more of it than may still be asked for."""
+        self.policy.forget()
         if self.intake is not None:
             self.intake.close()
         if self.from_sentry is not None:
@@ -200,6 +204,14 @@ class Agents:
         if len(self._by_id) > ENDED_KEPT:
             for old in [one for one in self._by_id.values() if one.gone.is_set()][: len(self._by_id) - ENDED_KEPT]:
                 del self._by_id[old.id]
+
+    def check_room(self, parent_id: str | None) -> None:
+        """Raise HostError when one more agent, or one more child of this parent, would be too many."""
+        living = self.living()
+        if len(living) >= LIVING_MAX:
+            raise HostError(f"{LIVING_MAX} agents run or wait for a slot already; wait for some of them to end")
+        if parent_id is not None and sum(one.parent_id == parent_id for one in living) >= CHILDREN_MAX:
+            raise HostError(f"{parent_id} has {CHILDREN_MAX} living children already; wait for some of them to end")
 
     def forget_results(self) -> None:
         """Keep what ended agents left within RESULT_BYTES_MAX: what was collected goes first, then the oldest."""

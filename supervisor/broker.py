@@ -28,6 +28,7 @@ from agentos.supervisor.recording import Recording
 TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
 METHOD_MAX: Final = 100
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
+LARGE_FIELDS: Final = ("argv", "claims", "context")  # of a denial: on record once, not kept for its repetitions
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
 
@@ -192,7 +193,11 @@ class Broker:
         key = (act.operation, verdict.resource, verdict.reason)
         if len(agent.denials) >= DENIALS_TRACKED_MAX:
             self._flush_denial(agent, next(iter(agent.denials)))
-        agent.denials[key] = RepeatedDenial(self._loop.time() + DENIAL_WINDOW_S, verdict, record.data)
+        agent.denials[key] = RepeatedDenial(
+            self._loop.time() + DENIAL_WINDOW_S,
+            verdict,
+            {k: v for k, v in record.data.items() if k not in LARGE_FIELDS},
+        )
         self._loop.call_later(DENIAL_WINDOW_S, self._flush_denial, agent, key)
         self._notify(agent, "denied", {**record.data, "seq": verdict.seq})
 

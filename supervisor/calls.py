@@ -342,6 +342,7 @@ async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:
         agent.changed.remove(changed.set)
 
 
+ONLY_WAITING: Final = frozenset({"wait", "result", "wait_all"})  # they do nothing, and may end with who asked
 _ANYONE: Final = frozenset({"host", "cli"})
 _HOST: Final = frozenset({"host"})
 _ALSO_AGENTS: Final = frozenset({"host", "cli", "agent"})

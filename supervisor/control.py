@@ -44,6 +44,7 @@ class Peer:
         sock.setblocking(False)
         self.is_host = is_host
         self.follows: set[str] = set()  # agent ids, or "*"
+        self.waiting: set[asyncio.Task[Any]] = set()  # calls that only wait: for nobody, once the peer is gone
         self._control = control
         self._sock = sock
         self._reader = RightsReader(sock, wire.FROM_CLIENT)
@@ -68,6 +69,8 @@ class Peer:
         self._control.loop.remove_reader(self._sock.fileno())
         self._sock.close()
         self._reader.close()
+        for task in list(self.waiting):
+            task.cancel()
         self._control.forget(self)
 
     def _lose_patience(self) -> None:

@@ -34,7 +34,7 @@ from agentos.signals import AgentSignal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import CALL_BYTES_MAX, CALLS_MAX, Agent, Agents
 from agentos.supervisor.broker import METHOD_MAX, TEXT_MAX, Broker
-from agentos.supervisor.calls import Caller, Calls
+from agentos.supervisor.calls import ONLY_WAITING, Caller, Calls
 from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.heartbeat import Heartbeat
@@ -237,15 +237,19 @@ class Kernel:
 
     # --- frames to and from clients --------------------------------------------------------------------------------
 
-    def _spawn_task(self, coroutine: Any) -> None:
+    def _spawn_task(self, coroutine: Any) -> asyncio.Task[Any]:
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)  # the loop itself keeps only weak references
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
         caller = Caller("host" if peer.is_host else "cli", descriptors=descriptors)
         caller.peer = peer
-        self._spawn_task(self._answer(caller, call, peer.send))
+        task = self._spawn_task(self._answer(caller, call, peer.send))
+        if call.method in ONLY_WAITING:
+            peer.waiting.add(task)
+            task.add_done_callback(peer.waiting.discard)
 
     def _on_agent_call(self, agent: Agent, call: wire.Call) -> None:
         def send(frame: Any) -> None:

@@ -41,6 +41,7 @@ from agentos.supervisor.slots import Slots
 from agentos.wire import ACTION_BYTES_MAX
 
 START_LIMIT_S: Final = 20.0
+LINE_BYTES_MAX: Final = 256 * 1024 * 1024  # of functions and arguments of those in line for a slot, together
 _ALWAYS_PASSED: Final = ("PATH", "HOME", "LANG", "TZ", "TERM", "USER", "LOGNAME", "SHELL")
 
 ForkSentry = Callable[[dict[str, Any], list[int]], Awaitable[int]]
@@ -71,6 +72,7 @@ class Starting:
         self._tasks: set[asyncio.Task[None]] = set()
         self.sentries = SentryLink(loop, broker, endings)
         self._closed = False
+        self._line_bytes = 0
 
     async def start(self, request: Request, stdin: int | None) -> Agent:
         """Start an agent; returns once exec succeeded, or at once when it is in line for a slot.
@@ -79,6 +81,7 @@ class Starting:
         """
         self._check_open()
         _check_size(request)
+        self._check_room(request)
         level = choose_level(request)
         agent_id = request.agent_id
         env = self._environment(request, agent_id)
@@ -98,6 +101,8 @@ class Starting:
             else:
                 self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
                 agent.in_line = True
+                self._line_bytes += _size_in_line(request)
+                held.callback(self._leave_line, _size_in_line(request))
                 task = self._loop.create_task(self._in_turn(agent, birth, held.pop_all()))
                 self._tasks.add(task)  # the loop itself keeps only weak references
                 task.add_done_callback(self._tasks.discard)
@@ -125,6 +130,15 @@ class Starting:
                 self._broker.note(agent, "agent_start_failed", {"error": str(error)}, severity="warning")
             self._endings.finish(agent)
             raise
+
+    def _check_room(self, request: Request) -> None:
+        """Raise HostError when one more would be too many, or what those in line hold too much."""
+        self._agents.check_room(request.parent.id if request.parent else None)
+        if self._line_bytes + _size_in_line(request) > LINE_BYTES_MAX:
+            raise HostError(f"the agents in line hold {self._line_bytes} bytes of functions and arguments already")
+
+    def _leave_line(self, size: int) -> None:
+        self._line_bytes -= size
 
     def _make_private(self, agent: Agent) -> None:
         path = self.private_path(agent.id)
@@ -263,6 +277,10 @@ def _keep(stdin: int | None, held: contextlib.ExitStack) -> int | None:
         raise HostError(f"no descriptor for stdin: {error.strerror}; see the limits in `agentos doctor`") from error
     held.callback(os.close, kept)
     return kept
+
+
+def _size_in_line(request: Request) -> int:
+    return len(request.pickle or b"") + len(request.args) + len(request.kwargs)
 
 
 def _check_size(request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ class FaultyPolicy:
     """Fails where a bug of ours would: while it decides."""
 
     hash = "0"
+
+    def forget(self) -> None:
+        pass
 
     def decide(self, *_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("planted")
@@ -176,5 +180,20 @@ def test_a_fault_behind_the_record_denies_and_lets_the_others_be_answered(tmp_pa
         assert {one.id for one in await bench.verdicts(4)} == {1, 2, 3}
         assert len(bench.recorded("kernel_fault")) == 1
         assert bench.agent.undecided == 0
+
+    play(story, tmp_path)
+
+
+def test_a_denial_that_is_counted_keeps_no_large_fields(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        deny = parse_rule("deny", "execute:*")
+        bench.agent.policy = EffectivePolicy(Policy.builtin("permissive"), workspace="/", extra_rules=(deny,))
+        bench.send(ACT._replace(operation="execute", argv=["x", "y" * 10_000], claims={"c": "z" * 10_000}))
+        await until(lambda: bench.agent.undecided == 1)
+        bench.recording.acknowledged(bench.recording.last_seq)
+        ((_, known),) = bench.agent.denials.items()
+        assert len(json.dumps(known.data)) < 1_000
+        assert known.data["resource"]
+        assert len(bench.recorded("policy_violation")[0].data["claims"]["c"]) == 10_000
 
     play(story, tmp_path)
