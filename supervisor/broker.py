@@ -49,6 +49,8 @@ class Broker:
         self._recording = recording
         self._clock = clock
         self._moment_s, self._now = loop.time(), to_datetime(clock.wall_ns())
+        self._held_up: dict[str, Agent] = {}  # not read while the recorder is behind
+        recording.on_room = self._go_on
         self._deliver = deliver
         self._on_call = on_call
         self._notify = notify
@@ -59,8 +61,23 @@ class Broker:
             self._loop, descriptor,
             take=partial(self._take, agent),
             fault=partial(self.protocol_fault, agent),
-            is_full=lambda: agent.is_full,
+            is_full=partial(self._is_full, agent),
         )  # fmt: skip
+
+    def _is_full(self, agent: Agent) -> bool:
+        if self._recording.is_behind:
+            self._held_up[agent.id] = agent
+            return True
+        return agent.is_full
+
+    def _go_on(self) -> None:
+        """The recorder may have caught up: read on from those that were not read because it had not."""
+        if not self._held_up or self._recording.is_behind:
+            return
+        held_up, self._held_up = self._held_up, {}
+        for agent in held_up.values():
+            if agent.intake is not None:
+                agent.intake.go_on()
 
     def _take(self, agent: Agent, frame: Any) -> None:
         try:

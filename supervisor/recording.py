@@ -23,6 +23,9 @@ QUIET_BELL_S: Final = 0.02  # the recorder commits at most fifty times a second 
 DURABLE_LIMIT_S: Final = 5.0  # long enough for a restarted recorder, short enough for an agent to hear why
 SILENT_BEATS_MAX: Final = 10  # what is in the journal is safe, but without a recorder nobody may act for ever
 BACKLOG_BYTES_MAX: Final = 512 * 1024 * 1024  # a journal that grows faster than it is committed must not fill the disk
+PATIENT_BEATS: Final = (
+    2  # a recorder that is silent for longer is not waited for: agents shall hear why they may not act
+)
 MARKS_MAX: Final = 10_000  # three minutes of rings: with fewer marks the backlog is only seen to shrink later
 WAITING_MAX: Final = 100_000  # whoever sends without reading verdicts must not fill our memory
 
@@ -41,6 +44,7 @@ class Recording:
         self._confirmed_bytes = 0
         self._untold: dict[str, int] = {}  # what could not be recorded and is not on record as a number either
         self.send: Callable[[wire.TailTo], None] = lambda _: None
+        self.on_room: Callable[[], None] = lambda: None  # it may be less behind than it was, or not waited for any more
         self.why_not = ""  # what the last recorder died of, in its own words
         self.last_seq = 0
         self.durable_seq = 0
@@ -80,8 +84,13 @@ class Recording:
         execution_id: str = "",
         durable: bool = False,
     ) -> None:
-        """Record something that already happened: if that fails there is nothing left to deny."""
+        """Record something that already happened: if that fails there is nothing left to deny.
+
+        Without a recorder agents could fill the disk with what needs no leave: beyond a limit it is only counted.
+        """
         try:
+            if self._backlog_bytes > (BACKLOG_BYTES_MAX * 2 if durable else BACKLOG_BYTES_MAX):
+                raise RecorderUnavailable(f"the recorder is more than {BACKLOG_BYTES_MAX} bytes behind the journal")
             self._write(event_type, severity, agent_id, agent_name, execution_id, data, durable)
         except RecorderUnavailable:
             self.lost += 1
@@ -115,11 +124,22 @@ class Recording:
             self._confirmed_bytes = self._marks.popleft()[1]
         while self._waiting and self._waiting[0][0] <= self.durable_seq:
             self._waiting.popleft()[2](True)
+        self.on_room()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the recorder works and has so much to do that those who send should wait for it."""
+        return self._backlog_bytes > BACKLOG_BYTES_MAX // 2 and self.silent_beats <= PATIENT_BEATS
+
+    @property
+    def _backlog_bytes(self) -> int:
+        return self._journal.appended_bytes - self._confirmed_bytes
 
     def beat(self) -> None:
         """Count a beat of this very process, once a second: a kernel that was stopped blames nobody for that."""
         if self.durable_seq < self.last_seq:
             self.silent_beats += 1
+            self.on_room()
 
     def reconnected(self) -> None:
         """A new recorder process tails from where the database ends; tell it that people wait."""
@@ -132,7 +152,7 @@ class Recording:
     def _check_recorder(self) -> None:
         if self.silent_beats > SILENT_BEATS_MAX:
             raise RecorderUnavailable(f"the recorder has confirmed nothing for {self.silent_beats} s{self._because()}")
-        if self._journal.appended_bytes - self._confirmed_bytes > BACKLOG_BYTES_MAX:
+        if self._backlog_bytes > BACKLOG_BYTES_MAX:
             raise RecorderUnavailable(f"the recorder is more than {BACKLOG_BYTES_MAX} bytes behind the journal")
 
     def _because(self) -> str:

@@ -322,7 +322,8 @@ def test_a_recorder_is_started_again_although_descriptors_ran_out_meanwhile(
         await office.durable()
         monkeypatch.setattr(*place, scarce)
         os.kill(office.link.pid, signal.SIGKILL)
-        await office.durable()
+        seq = office.recording.append("x", {})
+        await asyncio.to_thread(wait_until, lambda: office.recording.durable_seq >= seq, 60)
         unwanted = [one for one in office.zygote.processes if one.pid != office.link.pid]
         await asyncio.to_thread(wait_until, lambda: all(one.poll() is not None for one in unwanted))
         assert [one.event_type for one in office.recorded()].count("recorder_restarted") == 1

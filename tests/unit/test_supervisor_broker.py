@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import uvloop
 from records import RUN
 
@@ -18,7 +19,7 @@ from agentos.clock import SystemClock
 from agentos.policies import EffectivePolicy, Policy
 from agentos.recorder.event import AuditEvent
 from agentos.recorder.journal import JournalReader, JournalWriter
-from agentos.supervisor import decide
+from agentos.supervisor import decide, recording
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.outbox import Outbox
@@ -195,5 +196,43 @@ def test_a_denial_that_is_counted_keeps_no_large_fields(tmp_path: Path) -> None:
         assert len(json.dumps(known.data)) < 1_000
         assert known.data["resource"]
         assert len(bench.recorded("policy_violation")[0].data["claims"]["c"]) == 10_000
+
+    play(story, tmp_path)
+
+
+def test_whatever_an_agent_sends_waits_while_the_recorder_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "BACKLOG_BYTES_MAX", 40_000)
+    outcomes = [wire.Outcome(number, True, "x" * 50) for number in range(600)]
+
+    async def story(bench: Bench) -> None:
+        bench.send(*outcomes)
+        await until(lambda: bench.recording.is_behind)
+        await asyncio.sleep(0.1)  # in which it would be read to its end
+        assert bench.recording.last_seq < 300
+        async with asyncio.timeout(10):
+            while bench.recording.last_seq < len(outcomes):
+                bench.recording.acknowledged(bench.recording.last_seq)
+                await asyncio.sleep(0.01)
+        assert bench.recording.lost == 0
+
+    play(story, tmp_path)
+
+
+def test_while_there_is_no_recorder_nobody_fills_the_disk_and_all_hear_why_they_may_not_act(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "BACKLOG_BYTES_MAX", 40_000)
+
+    async def story(bench: Bench) -> None:
+        bench.send(*[wire.Outcome(number, True, "x" * 50) for number in range(600)], ACT)
+        await until(lambda: bench.recording.is_behind)
+        for _ in range(recording.PATIENT_BEATS + 1):
+            bench.recording.beat()
+        (verdict,) = await bench.verdicts(1)
+        assert (verdict.effect, verdict.reason) == ("deny", decide.RECORDER_UNAVAILABLE)
+        assert bench.recording.lost > 100
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100_000
 
     play(story, tmp_path)
