@@ -120,6 +120,8 @@ def _outcome(start: wire.Start) -> tuple[wire.Result | wire.Raised, int]:
 
 def _told(error: BaseException) -> wire.Raised:
     """Return the frame for `error`, whose own code may run when it is shown, and fail."""
+    if isinstance(error, loading.BadTarget):  # a mistake in what was typed: nothing of theirs was called
+        return wire.Raised(report.type_name(error), str(error), f"agentos: {error}\n", None)
     try:
         return report.raised(error)
     except Terminated:

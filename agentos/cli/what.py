@@ -147,32 +147,69 @@ def _modules(path: Sequence[str]) -> Iterator[str]:
 
 
 def _check_function(target: str, path: str, name: str) -> None:
-    """Raise ProgramNotFound when the source at `path` plainly has no `name`."""
-    names = _names_of(path)
-    if names is not None and name not in names:
-        functions = [each for each, is_function in names.items() if is_function]
-        raise ProgramNotFound(target, f"{path} has no function {name!r}{nearest(name, functions)}")
+    """Raise ProgramNotFound when the source at `path` plainly has no function `name`, ProgramNotRunnable for no source."""
+    names = _names_of(target, path)
+    if names is None or names.get(name) in ("function", "perhaps"):
+        return
+    functions = [each for each, kind in names.items() if kind == "function"]
+    problem = f"has {name!r}, but that is a module" if name in names else f"has no function {name!r}"
+    raise ProgramNotFound(target, f"{path} {problem}{nearest(name, functions)}")
 
 
-def _names_of(path: str) -> Mapping[str, bool] | None:
-    """Return every name that the source binds anywhere, and whether as a function; None when it cannot be told."""
+def _names_of(target: str, path: str) -> Mapping[str, str] | None:
+    """Return every name of a module and what it is: function, module, perhaps either; None when it cannot be told.
+
+    Raises ProgramNotRunnable when this Python cannot compile it: nothing in it would run.
+    """
     try:
         if os.path.getsize(path) > SOURCE_BYTES_MAX:
             return None
         tree = ast.parse(Path(path).read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # the agent's own error, said by the agent
+    except SyntaxError as error:
+        place = f"{path}:{error.lineno}" if error.lineno else path
+        raise ProgramNotRunnable(target, f"{place}: {error.msg}") from None
+    except (OSError, ValueError, RecursionError, MemoryError):  # the agent's own error, said by the agent
         return None
-    names: dict[str, bool] = {}
+    names: dict[str, str] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names[node.name] = True
-        elif isinstance(node, ast.alias):
-            names[(node.asname or node.name).partition(".")[0]] = False
-        elif isinstance(node, ast.Name):
-            names.setdefault(node.id, False)
-        elif isinstance(node, ast.Attribute):
-            names.setdefault(node.attr, False)
+        if isinstance(node, ast.Global):  # a function that is called while the module is made
+            names.update(dict.fromkeys(node.names, "perhaps"))
+        elif isinstance(node, ast.Name | ast.Attribute) and _word(node) in _MAKES_NAMES:
+            return None
+    for node in _at_top_level(tree):
+        for name, kind in _bound_by(node):
+            if names.get(name, "module") == "module":
+                names[name] = kind
     return None if "*" in names or _MAKES_NAMES & names.keys() else names
+
+
+def _at_top_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all of a module but the bodies of its functions and classes, whose names are their own."""
+    for node in ast.iter_child_nodes(tree):
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield from _at_top_level(node)
+
+
+def _bound_by(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the names that one node gives something to, each with what it is."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name, "function"
+    elif isinstance(node, ast.Import):
+        for each in node.names:
+            yield each.asname or each.name.partition(".")[0], "module"
+    elif isinstance(node, ast.ImportFrom):
+        for each in node.names:
+            yield each.asname or each.name, "perhaps"
+    elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+        yield _word(node), "perhaps"
+    elif isinstance(node, ast.MatchAs | ast.MatchStar | ast.MatchMapping):
+        name = node.rest if isinstance(node, ast.MatchMapping) else node.name
+        yield from [(name, "perhaps")] if name else ()
+
+
+def _word(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
 
 
 def _nearest_file(path: Path) -> str:

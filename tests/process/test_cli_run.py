@@ -96,12 +96,19 @@ def test_a_python_agent_prints_returns_and_raises(agentos: CommandLine) -> None:
     assert "agentos/agent" not in told
 
 
-def test_a_syntax_error_is_the_agents_and_points_at_the_place(agentos: CommandLine) -> None:
+def test_a_syntax_error_in_what_it_imports_is_the_agents_and_points_at_the_place(agentos: CommandLine) -> None:
     (agentos.work / "broken.py").write_text("def main(:\n    pass\n")
-    told = agentos("run", "broken.py:main", code=1).stderr
+    (agentos.work / "imports.py").write_text("import broken\n\ndef main(): ...\n")
+    told = agentos("run", "imports.py:main", code=1).stderr
     assert 'broken.py", line 1\n    def main(:\n' in told
     assert told.rstrip().endswith("SyntaxError: invalid syntax")
     assert "importlib" not in told
+
+
+def test_what_only_the_agent_can_find_missing_is_one_line(agentos: CommandLine) -> None:
+    (agentos.work / "agents.py").write_text("number = 7\n")
+    told = agentos("run", "agents.py:number", code=1).stderr.splitlines()[1:]
+    assert told == [f"agentos: {agentos.work}/agents.py has 'number', but that is no function"]
 
 
 # --- what the agent gets ---------------------------------------------------------------------------------------------

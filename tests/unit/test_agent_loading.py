@@ -104,6 +104,7 @@ def test_a_target_that_is_not_there_is_named_with_the_nearest(place: Path, targe
     with agent(target.format(place)) as one:
         raised = one.raised()
     assert raised.type == "BadTarget"
+    assert raised.traceback == f"agentos: {raised.message}\n", "one line, and no class of ours"
     import re
 
     assert re.search(message, raised.message), raised.message

@@ -108,6 +108,8 @@ BAD_INPUT = [
     (["run", "--name", "x" * 300, "--require", "none", "true"], 2, "is 300 characters long"),
     (["run", "agents.py:mian"], 127, "agents.py has no function 'mian' (did you mean 'main'?)"),
     (["run", "agents:mian"], 127, "did you mean 'main'"),
+    (["run", "uses.py:os"], 127, "uses.py has 'os', but that is a module"),
+    (["run", "broken.py:main"], 126, "broken.py:2: "),
     (["run", "agents.sub:main"], 127, "no module 'agents.sub'"),
     (["run", "agents.py"], 126, "write agents.py:FUNCTION"),
     (["run", "--require", "none", "./dangling"], 127, "it is a link to nowhere"),
@@ -129,6 +131,8 @@ BAD_INPUT = [
 def test_bad_input(agentos: Cli, words: list[str], code: int, text: str) -> None:
     (agentos.work / "plain").write_text("no program")
     (agentos.work / "agents.py").write_text("raise SystemExit('imported')\n\ndef main(): ...\n")
+    (agentos.work / "uses.py").write_text("import os\nhere = os.getcwd()\n")
+    (agentos.work / "broken.py").write_text("def main(): ...\nmain(\n")
     (agentos.work / "bad.yaml").write_text("version: 1\nrulez: []\n")
     (agentos.work / "type.yaml").write_text("name: x\nrules: 7\n")
     (agentos.work / "bare").write_text("name: x\nrules: []\n")

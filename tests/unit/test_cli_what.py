@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def outer():
     global by_global
     by_global = plain
 (walrus := plain)
+from os.path import join
+match plain:
+    case matched: ...
+import both
+both = plain
+class Group:
+    def inside(self): ...
+    attribute = plain
+used.later
 """
 
 
@@ -48,7 +58,20 @@ def found(place: Path, *words: str) -> dict[str, object]:
         os.chdir(before)
 
 
-NAMES = ["plain", "later", "Callable_", "made", "conditional", "looped", "outer", "by_global", "walrus", "codec"]
+NAMES = [
+    "plain",
+    "later",
+    "Callable_",
+    "made",
+    "conditional",
+    "looped",
+    "outer",
+    "by_global",
+    "walrus",
+    "join",
+    "matched",
+    "both",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +85,10 @@ def test_whatever_a_source_binds_may_be_a_function(place: Path, name: str) -> No
 MISSING = [
     ("agents.py:plian", "agents.py has no function 'plian' (did you mean 'plain'?)"),
     ("agents:codex", "has no function 'codex'"),
+    ("agents.py:codec", "agents.py has 'codec', but that is a module"),
+    ("agents:inside", "has no function 'inside'"),
+    ("agents:attribute", "has no function 'attribute'"),
+    ("agents:used", "has no function 'used'"),
     ("agent.py:plain", "agent.py: no such file (did you mean 'agents.py'?)"),
     ("agnts:plain", "no module 'agnts' in"),
     ("package.modul:there", "no module 'package.modul' in {place}/package (did you mean 'module'?)"),
@@ -83,7 +110,7 @@ def test_what_is_missing_is_named_with_its_place_and_the_nearest(place: Path, ta
 
 UNCLEAR = [
     "from os.path import *", "def __getattr__(name): ...", "globals()['f'] = print", "exec('f = print')",
-    "import sys\nsys.modules[__name__] = 1", "this is no Python", "x = '\\udc00", "(" * 2000, "x\0y",
+    "import sys\nsys.modules[__name__] = 1",
 ]  # fmt: skip
 
 
@@ -91,6 +118,25 @@ UNCLEAR = [
 def test_where_a_source_does_not_show_its_names_nothing_is_claimed(place: Path, source: str) -> None:
     (place / "unclear.py").write_text(source)
     assert found(place, "unclear.py:f")["kind"] == "python"
+
+
+BROKEN = [("ok = 1\nthis is no Python", 2), ("def f(:", 1), ("x = '\\udc00", 1), ("def f():\nreturn 1", 2)]
+
+
+@pytest.mark.parametrize(("source", "line"), BROKEN)
+@pytest.mark.parametrize("target", ["broken.py:f", "broken:f"])
+def test_what_does_not_compile_is_refused_with_its_line(place: Path, target: str, source: str, line: int) -> None:
+    (place / "broken.py").write_text(source)
+    with pytest.raises(ProgramNotRunnable, match=rf"cannot run '{target}': .*broken\.py:{line}: ") as caught:
+        found(place, target)
+    assert caught.value.exit_code == 126
+
+
+@pytest.mark.parametrize("source", ["(" * 2000, "x\0y"])
+def test_what_the_compiler_gives_up_on_is_refused_or_left_to_the_agent(place: Path, source: str) -> None:
+    (place / "odd.py").write_text(source)
+    with contextlib.suppress(ProgramNotRunnable):
+        assert found(place, "odd.py:f")["kind"] == "python"
 
 
 def test_modules_without_a_source_are_left_to_the_agent(place: Path) -> None:
