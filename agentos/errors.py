@@ -12,7 +12,7 @@ Owns names, fields and texts; never formats a traceback, never exits. `exit_code
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 
 class AgentosError(Exception):
@@ -168,6 +168,19 @@ class ProtocolError(PeerError):
     """Bytes that are no valid frame, or a frame that may not come from this peer. Ends the agent that sent it."""
 
 
+UNDECIDED: Final = {
+    "recorder_unavailable": "it could not be recorded",
+    "kernel_fault": "it could not be decided",
+}  # reasons that are no decision: no rule and no default is to blame
+
+
+def _denied(reason: str, rule: int | None, rule_name: str | None) -> str:
+    if reason in UNDECIDED:
+        return f"denied: {reason}: {UNDECIDED[reason]}"
+    by = rule_name or ("the default" if rule is None else f"rule {rule}")
+    return f"denied by {by}: {reason}"
+
+
 class PolicyViolationError(PeerError, PermissionError):
     """An action was refused. Inside an agent it is raised at the refused call; uncaught, it reaches the caller.
 
@@ -187,8 +200,7 @@ class PolicyViolationError(PeerError, PermissionError):
         event_id: str | None = None,
         on_violation: str | None = None,
     ) -> None:
-        by = rule_name or ("the default" if rule is None else f"rule {rule}")
-        Exception.__init__(self, f"{operation} {resource} denied by {by}: {reason}")
+        Exception.__init__(self, f"{operation} {resource} {_denied(reason, rule, rule_name)}")
         self.operation = operation
         self.resource = resource
         self.reason = reason

@@ -87,6 +87,7 @@ class Agent:
     last_seq: int = 0
     log_offset: int = 0
     log_dropped: int = 0
+    unrecorded_due_s: float = 0.0  # when its followers may next be told that an action could not be recorded
     ended_by: str = ""  # why the kernel ended it: "policy", "protocol", "timeout", "stop"
 
     result: bytes | None = None

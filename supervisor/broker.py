@@ -27,6 +27,7 @@ from agentos.supervisor.recording import Recording
 
 TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
 METHOD_MAX: Final = 100
+UNRECORDED_EVERY_S: Final = 0.2  # an agent that tries on and on must not have us tell of nothing else
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
 LARGE_FIELDS: Final = ("argv", "claims", "context")  # of a denial: on record once, not kept for its repetitions
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
@@ -138,7 +139,7 @@ class Broker:
                 execution_id=agent.execution_id, durable=record.durable,
             )  # fmt: skip
         except RecorderUnavailable:
-            self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
+            self._refuse_unrecorded(agent, act, record)
             return
         if record.durable:
             agent.undecided += 1
@@ -169,7 +170,7 @@ class Broker:
         if not durable:
             data = {"action_id": act.id, "reason": decide.RECORDER_UNAVAILABLE, "first_seq": seq}
             self.note(agent, "action_refused", data, severity="warning")
-            self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
+            self._refuse_unrecorded(agent, act, record)
             return
         for command in commands:
             if isinstance(command, decide.Respond):
@@ -180,6 +181,16 @@ class Broker:
             elif isinstance(command, decide.Send):
                 agent.ended_by = agent.ended_by or "policy"
                 self._deliver(agent, AgentSignal[command.signal], "tree")
+
+    def _refuse_unrecorded(self, agent: Agent, act: wire.Act, record: decide.Record) -> None:
+        """Deny it for want of a record. It counts as any denial, and whoever watches is told: the record cannot."""
+        if record.data["effect"] == "allow":  # anything else was counted when it was decided
+            agent.violations += 1
+        self._respond(agent, decide.refuse(act, decide.RECORDER_UNAVAILABLE))
+        if self._loop.time() >= agent.unrecorded_due_s:
+            agent.unrecorded_due_s = self._loop.time() + UNRECORDED_EVERY_S
+            why = {"reason": decide.RECORDER_UNAVAILABLE, "rule": None, "rule_name": None}
+            self._notify(agent, "denied", {**record.data, **why})
 
     def _respond(self, agent: Agent, verdict: wire.Verdict) -> None:
         if agent.verdicts is not None:

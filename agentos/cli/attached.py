@@ -19,7 +19,7 @@ from agentos.cli.outflow import Outflow
 from agentos.cli.output import invocation, is_terminal, say
 from agentos.client.launch import Started
 from agentos.clock import SystemClock
-from agentos.errors import AgentosError, KernelUnavailable, PolicyViolationError
+from agentos.errors import UNDECIDED, AgentosError, KernelUnavailable, PolicyViolationError
 from agentos.faults import rebuild
 from agentos.logfile import LogReader
 from agentos.signals import AgentSignal, describe_exit
@@ -237,6 +237,8 @@ class Denials:
         self._seen.add(key)
         self._lines += 1
         rule, reason = data.get("rule_name"), str(data.get("reason"))
+        if reason in UNDECIDED:
+            return f"denied {operation} {resource}: {reason}: {UNDECIDED[reason]}"
         rule = rule or ("the default" if data.get("rule") is None else f"rule {data['rule']}")
         by = "" if str(rule).lower() == reason.lower() else f" ({rule})"  # a rule may be called what it says
         return f"denied {operation} {resource}: {reason}{by}"

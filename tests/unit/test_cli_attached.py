@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentos.cli.attached import DENIALS_SHOWN_A_SECOND, Denials, exit_code
 from agentos.cli.keys import DECISIONS, Keys, Order, Phase, Press
+from agentos.errors import PolicyViolationError
 
 SECOND = 1_000_000_000
 
@@ -79,6 +80,14 @@ def test_each_distinct_denial_is_shown_once() -> None:
     assert denials.line(denial(".ssh"), 0) == "denied read .ssh: secrets stay out of reach (rule 0)"
     assert denials.line(denial("/y", rule_name="Outside", reason="outside"), 0) == "denied read /y: outside"
     assert denials.line(denial("x", rule=None), 0) == "denied read x: secrets stay out of reach (the default)"
+
+
+def test_what_could_not_be_recorded_was_denied_by_no_rule_and_no_default() -> None:
+    unrecorded = denial("x", rule=None, reason="recorder_unavailable")
+    why = "recorder_unavailable: it could not be recorded"
+    assert Denials().line(unrecorded, 0) == f"denied read x: {why}"
+    assert str(PolicyViolationError("read", "x", reason="recorder_unavailable")) == f"read x denied: {why}"
+    assert str(PolicyViolationError("read", "x", reason="no")) == "read x denied by the default: no"
 
 
 def test_a_flood_of_denials_is_not_a_flood_of_lines() -> None:

@@ -163,6 +163,21 @@ def test_a_stream_that_cannot_be_read_does_not_hide_the_end(tmp_path: Path) -> N
     play(story, tmp_path)
 
 
+def test_what_cannot_be_recorded_counts_as_denied_and_is_told_not_too_often(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        told: list[Any] = []
+        bench.broker._notify = lambda _, topic, data: told.append((topic, data["resource"], data["reason"]))
+        bench.recording.close()  # the journal takes nothing any more
+        bench.send(*[ACT._replace(id=number) for number in range(1, 51)])
+        verdicts = await bench.verdicts(50)
+        assert {(verdict.effect, verdict.reason) for verdict in verdicts} == {("deny", decide.RECORDER_UNAVAILABLE)}
+        assert bench.agent.violations == 50
+        assert told[0] == ("denied", verdicts[0].resource, decide.RECORDER_UNAVAILABLE)
+        assert len(told) < 25
+
+    play(story, tmp_path)
+
+
 def test_a_fault_behind_the_record_denies_and_lets_the_others_be_answered(tmp_path: Path) -> None:
     async def story(bench: Bench) -> None:
         deny = parse_rule("deny", "read:data/*")
