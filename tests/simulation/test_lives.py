@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from simulated import World
 
+from agentos import wire
 from agentos.lifecycle import State
 
 LIVES = int(os.environ.get("AGENTOS_LIVES", "150"))
@@ -28,6 +29,8 @@ def test_a_life(seed: int, tmp_path: Path) -> None:
         # every command was answered, none with a fault
         assert all(command.done() for command in commands)
         assert [error for command in commands if (error := command.exception())] == []
+        answers = [command.result() for command in commands]
+        assert [one for one in answers if isinstance(one, wire.Delivered) and "not confirmed" in one.detail] == []
         # the books are closed, once
         assert agent.gone.is_set()
         assert agent.state is State.TERMINATED
@@ -50,8 +53,8 @@ def test_a_life(seed: int, tmp_path: Path) -> None:
         (event.data["exit_code"], event.data["exit_signal"]) for event in events if event.event_type == "agent_exited"
     ]
     assert exits == ([told] if told is not None else [])
+    assert kinds["sentry_lost"] == (0 if world.sentry.said_goodbye else 1)
     if told is None:
-        assert kinds["sentry_lost"] == 1
         assert (agent.exit_code, agent.exit_signal) == (None, 9)
     # what the agent was told had been recorded before, and all of it was told while somebody could hear it
     acted = [event for event in events if event.event_type in ("action_allowed", "policy_violation")]

@@ -43,6 +43,7 @@ class Sentry:
         self._decoder = wire.Decoder(wire.TO_SENTRY)
         self._ignores = set(self._dice.sample(DEADLY, self._dice.randrange(len(DEADLY) + 1)))
         self.alive = True
+        self.said_goodbye = False
         self.stopped = self.began = False
         self.exit: tuple[int | None, int | None] | None = None
         self.commands: list[tuple[int, str]] = []
@@ -107,6 +108,7 @@ class Sentry:
             return
         if isinstance(frame, wire.Reap):
             self.say(wire.TreeGone(self._dice.choice((0, 0, 3))))
+            self.said_goodbye = True
             self.die()
         elif isinstance(frame, wire.Deliver):
             self._deliver(frame)
