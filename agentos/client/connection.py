@@ -26,8 +26,14 @@ from agentos.client.launch import Started
 from agentos.client.link import Link
 from agentos.faults import rebuild
 from agentos.shape import ITEMS_MAX
+from agentos.supervisor import linux, tree
 
 CALL_LIMIT_S: Final = 30.0  # for synchronous calls: the kernel answers in microseconds or is gone
+# For `shutdown`, as long as its parts allow themselves: the kernel to confirm the KILL of an agent, see its tree gone
+# and bring the record home; then all of that, and the zygote and the guard to end what is left.
+ANSWER_LIMIT_S: Final = 160.0
+END_LIMIT_S: Final = 300.0
+_NAMED_MAX: Final = 10
 
 
 class Connection:
@@ -38,6 +44,7 @@ class Connection:
         self.lost = False
         self._link: Link = started.link
         self._guard: subprocess.Popen[bytes] = started.guard
+        self._leaving = False  # we said so to the kernel, which hears nothing more from us
         self._ids = itertools.count(1)
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a signal handler may interrupt a call and make one
@@ -60,6 +67,8 @@ class Connection:
         data = _encode(request)
         future: Future[Any] = Future()
         with self._lock:
+            if self._leaving:
+                raise errors.KernelUnavailable(f"the kernel of run {self.run.run_id} was told to end")
             if self.lost or _hung_up(self._link.socket):
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
             self._waiting[request.id] = future
@@ -96,13 +105,26 @@ class Connection:
             self.submit("stop", {"id": agent_id})
 
     def shut_down(self) -> None:
-        """End the kernel and wait until its guard, the last process of the run, is gone."""
-        with contextlib.suppress(errors.KernelUnavailable):
-            self.submit("shutdown", {}).result(CALL_LIMIT_S)
-        self._link.close_write()
-        self._guard.wait()
+        """End the kernel and wait until its guard, the last process of the run, is gone. May be called again.
+
+        Raises StillAlive naming what lives after ANSWER_LIMIT_S and END_LIMIT_S, which is longer than all that the
+        kernel, the zygote and the guard try.
+        """
+        with contextlib.suppress(errors.KernelUnavailable, TimeoutError):
+            self.submit("shutdown", {}).result(ANSWER_LIMIT_S)
+        self._leave()
+        if not _ends_within(self._guard, END_LIMIT_S):
+            raise errors.StillAlive(
+                f"run {self.run.run_id} was told to end and still lives: {_living(self._guard.pid)}; "
+                "end these by hand, guard first, or call shutdown() again to wait on"
+            )
         self._thread.join()  # it ends with the kernel
         atexit.unregister(self._at_exit)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._leaving = True
+        self._link.close_write()
 
     def _at_exit(self) -> None:
         if os.getpid() == self._pid:
@@ -152,6 +174,24 @@ def _hung_up(sock: socket.socket) -> bool:
     poller = select.poll()
     poller.register(sock, 0)  # a hang-up and an error are always told (poll(2))
     return bool(poller.poll(0))
+
+
+def _ends_within(guard: subprocess.Popen[bytes], limit_s: float) -> bool:
+    if guard.poll() is None:
+        descriptor = os.pidfd_open(guard.pid)
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)  # once it has ended (pidfd_open(2))
+        poller.poll(limit_s * 1000)
+        os.close(descriptor)
+    return guard.poll() is not None
+
+
+def _living(guard_pid: int) -> str:
+    """Name the processes of a run that have not ended, from the top."""
+    seen = (linux.read_stat(str(pid)) for pid in (guard_pid, *(one.pid for one in tree.members(guard_pid))))
+    names = [f"{one.name} (pid {one.pid}, state {one.state})" for one in seen if one and one.state not in "ZX"]
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return ", ".join(names[:_NAMED_MAX]) + more
 
 
 def _encode(request: wire.Call) -> bytes:

@@ -298,10 +298,18 @@ class KernelSpace:
         await self.shutdown()
 
     async def shutdown(self) -> None:
-        """End all agents and the kernel; returns when nothing of the run lives. A later call starts a new kernel."""
+        """End all agents and the kernel; returns when nothing of the run lives. A later call starts a new kernel.
+
+        Ends within seconds, unless Linux cannot end a process. Raises StillAlive naming what lives after every limit
+        of the kernel has passed (minutes); then the kernel is not forgotten, and `shutdown` may be called again.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
-            await asyncio.to_thread(connection.shut_down)
+            try:
+                await asyncio.to_thread(connection.shut_down)
+            except errors.StillAlive:
+                self._connection = self._connection or connection
+                raise
             self._told.clear()
             if self._flight_recorder is not None:
                 await asyncio.to_thread(self._flight_recorder.settle)
