@@ -52,6 +52,8 @@ def _meant_as_signal(word: str) -> bool:
 
 class KillCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if {"--tree", "--leader"} <= set(args[: args.index("--")] if "--" in args else args):
+            raise click.UsageError("either --tree or --leader, not both", ctx)
         return super().parse_args(ctx, rewrite_signal_words(args))
 
 

@@ -160,6 +160,7 @@ def _hint(error: click.ClickException) -> None:
 def _give_up_stdout() -> int:
     """Point stdout at /dev/null, so that the interpreter's last flush does not complain about a reader that left."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
+    for number in {1, sys.stdout.fileno()}:  # two when it was closed
+        os.dup2(devnull, number)
     os.close(devnull)
     return EXIT_BROKEN_PIPE

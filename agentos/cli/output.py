@@ -22,7 +22,8 @@ def ensure_standard_streams() -> None:
     """Open /dev/null in the place of a standard stream that is closed.
 
     Else the next thing opened would take its number: a socket to the kernel as an agent's stdin, or the record of
-    somebody's run as the place where output goes.
+    somebody's run as the place where output goes. What is printed to a stdout that was closed is an error all the same,
+    found when it is flushed: nobody may take silence for an empty table.
     """
     for number in (0, 1, 2):
         try:
@@ -30,7 +31,8 @@ def ensure_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for life
+        unwritable = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        sys.stdout = open(unwritable, "w", encoding="utf-8")  # noqa: SIM115  # for life
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for life
 

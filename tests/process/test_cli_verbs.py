@@ -132,6 +132,15 @@ def test_version_and_doctor(crew: Crew) -> None:
     assert "MISSING runtime directory     /proc/nowhere" in sick.stdout
 
 
+@pytest.mark.parametrize("words", ["ps", "ps --json", "inspect report", "version", "--help", "kill -l"])
+def test_what_could_not_be_written_is_no_success(crew: Crew, words: str) -> None:
+    agentos, _ = crew
+    for place, why in ((">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")):
+        done = agentos.shell(f"agentos {words} {place}", code=125)
+        assert done.stderr == f"agentos: cannot write to stdout: {why}\n"
+    assert agentos.shell("agentos kill -q -CONT report >&-").stderr == "", "nothing was to be written"
+
+
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 

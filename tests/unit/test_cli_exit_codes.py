@@ -46,6 +46,7 @@ BAD_INPUT = [
     (["--nope"], 2, "--nope"),
     (["kill"], 2, "TARGET"),
     (["kill", "-a", "x"], 2, "not both"),
+    (["kill", "--tree", "--leader", "x"], 2, "either --tree or --leader, not both"),
     (["kill", "-STOPP", "x"], 2, "did you mean 'STOP'"),
     (["kill", "-s", "HUP", "x"], 2, "unknown signal 'HUP'"),
     (["kill", "-STOP", "nobody"], 3, "no agent 'nobody'"),
