@@ -47,6 +47,7 @@ class LeftAlive(RuntimeError):
 def measure(bench: Bench, settings: Settings, lines: Sequence[Line], say: Callable[[str], None]) -> list[Outcome]:
     """Measure `lines` of one bench until their verdicts are settled. Raises LeftAlive."""
     series: dict[str, list[list[Reading]]] = {line.name: [] for line in lines}
+    others = set(linux.children_of(os.getpid()))  # of whoever calls us; they are not the bench's to end
     with bench.rounds(settings) as read:
         while True:
             for of_line in series.values():
@@ -58,7 +59,7 @@ def measure(bench: Bench, settings: Settings, lines: Sequence[Line], say: Callab
                         series[name][-1].append(reading)
             if settled(lines, series):
                 break
-    left = linux.children_of(os.getpid())
+    left = [pid for pid in linux.children_of(os.getpid()) if pid not in others]
     if left:
         raise LeftAlive(f"{bench.name} left the processes {', '.join(map(str, left))} behind")
     return [judge(line, series[line.name]) for line in lines]

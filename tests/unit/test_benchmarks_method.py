@@ -163,9 +163,20 @@ def test_a_noisy_first_series_is_forgiven(tmp_path: Path) -> None:
 
 
 def test_a_bench_that_leaves_a_process_behind_is_named(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    left: list[subprocess.Popen[bytes]] = []
+
+    class Careless(Script):
+        def read(self) -> Mapping[str, Reading]:
+            left.append(subprocess.Popen(["sleep", "60"]))
+            return super().read()
+
+    with subprocess.Popen(["sleep", "60"]) as other:
         try:
-            with pytest.raises(LeftAlive, match=f"script left the processes {child.pid}"):
-                measure(Script(1.0).bench(), Settings(tmp_path), [RATIO], lambda _: None)
+            with pytest.raises(LeftAlive, match="script left the processes") as named:
+                measure(Careless(1.0).bench(), Settings(tmp_path), [RATIO], lambda _: None)
+            assert all(str(child.pid) in str(named.value) for child in left)
+            assert str(other.pid) not in str(named.value)
         finally:
-            child.kill()
+            for child in (*left, other):
+                child.kill()
+                child.wait()
