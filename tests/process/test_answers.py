@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from arena import arena
-from world import SYSTEM_PYTHON, Client, Host
+from world import SYSTEM_PYTHON, Client, Host, wait_until
 
 from agentos import errors
 from agentos.agent.process import current
@@ -118,3 +119,26 @@ def ask_nonsense() -> list[str]:
 def test_an_agent_cannot_make_the_kernel_call_itself_faulty(tmp_path: Path) -> None:
     with arena(tmp_path) as place:  # which looks at its end that there was no kernel_fault
         assert place.run(ask_nonsense) == ["BadRequest"] * 5
+
+
+def test_a_start_that_fails_leaves_no_directory_and_one_without_a_directory_fails_by_name(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"argv": [SYSTEM_PYTHON, "-c", "import time; time.sleep(60)"]})
+    try:
+        (private,) = [found.parent for found in tmp_path.glob(f"run/**/tmp/{host.facts['id']}")]
+        assert os.listdir(private) == [host.facts["id"]]
+        no_program = tmp_path / "no-program"
+        no_program.write_bytes(b"\x7fELF and nothing more")
+        no_program.chmod(0o755)
+        assert host.call("start", argv=[str(no_program)], require="none")["error"] == "ProgramNotRunnable"
+        wait_until(lambda: os.listdir(private) == [host.facts["id"]], what="the directory of a failed start to go")
+        private.rename(private.with_name("away"))
+        private.write_text("no directory any more")
+        answer = host.call("start", argv=["/bin/true"], require="none")
+        assert answer["error"] == "HostError"
+        assert "no temporary directory for true" in answer["message"]
+        private.unlink()
+        private.with_name("away").rename(private)
+        assert host.call("start", argv=["/bin/true"], require="none")["id"]
+        assert host.events("kernel_fault") == []
+    finally:
+        host.close()
