@@ -22,16 +22,17 @@ _OURS = frozenset({"runs", "state"})  # what a directory of ours may hold at its
 
 
 def runtime_dir() -> Path:
-    """Return the directory of live runs, created 0700. Raises HostError when somebody else owns it."""
+    """Return the directory of live runs, created 0700. Raises HostError when somebody else owns it.
+
+    Never by TMPDIR: two shells of one user that differ in it must see the same runs.
+    """
     explicit = os.environ.get("AGENTOS_RUNTIME_DIR")
     xdg = os.environ.get("XDG_RUNTIME_DIR")
     if explicit:
         return _private(Path(explicit), "AGENTOS_RUNTIME_DIR")
     if xdg and os.access(xdg, os.W_OK | os.X_OK):
         return _private(Path(xdg) / "agentos", "AGENTOS_RUNTIME_DIR")
-    import tempfile  # noqa: PLC0415 - three milliseconds
-
-    return _private(Path(tempfile.gettempdir()) / f"agentos-{os.getuid()}", "AGENTOS_RUNTIME_DIR")
+    return _private(Path(f"/tmp/agentos-{os.getuid()}"), "AGENTOS_RUNTIME_DIR")  # noqa: S108 - private, and verified
 
 
 def state_dir() -> Path:
@@ -39,13 +40,18 @@ def state_dir() -> Path:
     explicit = os.environ.get("AGENTOS_STATE_DIR")
     if explicit:
         return _private(Path(explicit), "AGENTOS_STATE_DIR")
-    base = os.environ.get("XDG_STATE_HOME")
-    if not base:
-        home = os.environ.get("HOME")
-        if not home or not os.access(home, os.W_OK | os.X_OK):
-            return _private(runtime_dir() / "state", "AGENTOS_STATE_DIR")
-        base = str(Path(home) / ".local" / "state")
+    if is_homeless():
+        return _private(runtime_dir() / "state", "AGENTOS_STATE_DIR")
+    base = os.environ.get("XDG_STATE_HOME") or Path(os.environ["HOME"]) / ".local" / "state"
     return _private(Path(base) / "agentos", "AGENTOS_STATE_DIR")
+
+
+def is_homeless() -> bool:
+    """Whether the state directory lies beside the runtime directory, which may not outlive a reboot."""
+    if os.environ.get("AGENTOS_STATE_DIR") or os.environ.get("XDG_STATE_HOME"):
+        return False
+    home = os.environ.get("HOME")
+    return not home or not os.access(home, os.W_OK | os.X_OK)
 
 
 def _private(path: Path, variable: str) -> Path:

@@ -25,7 +25,7 @@ import click
 from agentos.cli.output import coloured, print_json
 from agentos.cli.printable import printable
 from agentos.errors import HostError
-from agentos.runs import runtime_dir, state_dir
+from agentos.runs import is_homeless, runtime_dir, state_dir
 from agentos.supervisor.linux import children_of, set_subreaper
 
 NOFILE_COMFORTABLE: Final = 4096  # a dozen descriptors an agent: below this a few hundred agents are the end
@@ -169,7 +169,7 @@ def _runtime() -> tuple[bool, str]:
     return True, str(root)
 
 
-def _state() -> tuple[bool, str]:
+def _state() -> tuple[bool | None, str]:
     """Commit one row in WAL mode with synchronous=FULL where records will lie."""
     root = state_dir()
     with tempfile.TemporaryDirectory(dir=root, prefix="doctor-") as place:
@@ -184,7 +184,10 @@ def _state() -> tuple[bool, str]:
             connection.close()
     good = mode == "wal" and rows == [(1,)]
     free = os.statvfs(root)
-    return good, f"{root}: SQLite {apsw.sqlite_lib_version()}, {mode}, {free.f_bavail * free.f_frsize >> 20} MiB free"
+    told = f"{root}: SQLite {apsw.sqlite_lib_version()}, {mode}, {free.f_bavail * free.f_frsize >> 20} MiB free"
+    if good and is_homeless():
+        return None, f"{told}; there for want of a HOME to write to, set AGENTOS_STATE_DIR to keep records elsewhere"
+    return good, told
 
 
 def _level() -> tuple[bool | None, str]:

@@ -16,12 +16,13 @@ import click
 
 from agentos.cli import attached
 from agentos.cli.options import Duration, Level, Operations, Pair, Rule
+from agentos.cli.output import say
 from agentos.cli.what import natural_name, what_to_run
 from agentos.client import launch
 from agentos.errors import AgentosError, BadRequest, HostError, LevelUnavailable, PolicyLoadError, nearest
 from agentos.identity import NAME_CHARS_MAX
 from agentos.policies import BUILTINS, EffectivePolicy, Policy
-from agentos.runs import state_dir
+from agentos.runs import is_homeless, state_dir
 from agentos.supervisor.policy_source import parse_rule
 
 DEFAULT_GRACE_S: Final = 10.0  # as docker and podman: people know it
@@ -113,6 +114,7 @@ def run(**options: Any) -> int:
     wishes = Wishes(**options)
     plan = prepare(wishes, os.environ)
     _check_room()
+    _say_what_is_not_as_usual(plan, wishes)
     started = launch.start_kernel(
         policy=plan.policy.name,
         policy_text=plan.policy.text,
@@ -124,6 +126,20 @@ def run(**options: Any) -> int:
     if wishes.detach:
         return _detach(started, plan.params)
     return attached.attend(started, plan.params, grace_s=wishes.grace_s)
+
+
+def _say_what_is_not_as_usual(plan: Plan, wishes: Wishes) -> None:
+    """Say where records go that have no home, and which options have no effect on what nothing decides about."""
+    if is_homeless():
+        say(f"no HOME to write to: records and logs go to {state_dir()}; set AGENTOS_STATE_DIR to keep them elsewhere")
+    source = click.get_current_context().get_parameter_source("policy")
+    given = {
+        "--policy": source is not click.core.ParameterSource.DEFAULT, "--permissions": wishes.permissions is not None,
+        "--allow": wishes.allow, "--deny": wishes.deny,
+    }  # fmt: skip
+    if plan.params["kind"] == "program" and any(given.values()):
+        which = ", ".join(option for option, is_given in given.items() if is_given)
+        say(f"level none: nothing is decided between this program and the system, so {which} will have no effect on it")
 
 
 def _detach(started: launch.Started, params: dict[str, Any]) -> int:

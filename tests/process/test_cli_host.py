@@ -92,17 +92,43 @@ def test_homeless_it_keeps_its_record_beside_its_socket(agentos: CommandLine) ->
         env = without(agentos, "HOME", "AGENTOS_STATE_DIR", **home)
         done = subprocess.run([*PROGRAM, *RUN], cwd=agentos.work, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        assert done.stderr.startswith(f"agentos: no HOME to write to: records and logs go to {agentos.runtime}/state; ")
+        look = subprocess.run(
+            [*PROGRAM, "doctor"], cwd=agentos.work, env=env, capture_output=True, text=True, check=True
+        )
+        (line,) = [line for line in look.stdout.splitlines() if " state directory " in line]
+        assert line.startswith("note ")
+        assert "for want of a HOME" in line
     assert len(list((agentos.runtime / "state" / "runs").iterdir())) == 2
+    assert "HOME" not in agentos(*RUN).stderr
 
 
 def test_a_new_user_has_everything_at_home(agentos: CommandLine) -> None:
-    env = without(agentos, *BOTH, "LANG", "PYTHONPATH", TMPDIR=str(agentos.place), PYTHONPATH=agentos.env["PYTHONPATH"])
+    env = without(agentos, *BOTH, "LANG")
     done = subprocess.run([*PROGRAM, *RUN], cwd=agentos.work, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     state = agentos.home / ".local/state/agentos"
     assert state.stat().st_mode & 0o777 == 0o700
     assert len(list((state / "runs").iterdir())) == 1
-    assert (agentos.place / f"agentos-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    assert Path(f"/tmp/agentos-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_runs_are_found_whatever_tmpdir_says(agentos: CommandLine) -> None:
+    """Two shells of one user may differ in it."""
+    env = without(agentos, "AGENTOS_RUNTIME_DIR", "XDG_RUNTIME_DIR")
+
+    def verb(*words: str, **more: str) -> str:
+        return subprocess.run(
+            [*PROGRAM, *words], cwd=agentos.work, env=env | more, capture_output=True, text=True, check=True
+        ).stdout
+
+    agent_id = verb("run", "-d", *UNMEDIATED, "--", "sleep", "60", TMPDIR=str(agentos.place)).strip()
+    try:
+        assert agent_id in verb("ps", "-q").split()
+        assert agent_id in verb("ps", "-q", TMPDIR=str(agentos.work)).split()
+    finally:
+        verb("stop", agent_id)
+    assert not (agentos.place / f"agentos-{os.getuid()}").exists()
 
 
 def on_a_small_disk(agentos: CommandLine, size: str, script: str) -> subprocess.CompletedProcess[str]:

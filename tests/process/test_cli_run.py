@@ -34,6 +34,20 @@ def test_each_stream_goes_where_it_belongs_and_the_notice_comes_first(agentos: C
     assert rest == ["err"]
 
 
+def test_what_has_no_effect_on_an_executable_is_said_first(agentos: CommandLine) -> None:
+    given = ("--policy", "workspace", "--permissions", "read", "--allow", "read:a", "--deny", "read:b")
+    for some in (given, given[:2], given[6:]):
+        first, second = agentos("run", *UNMEDIATED, *some, "--", "true").stderr.splitlines()
+        which = ", ".join(some[::2])
+        assert first == (
+            f"agentos: level none: nothing is decided between this program and the system, so {which} will have no "
+            "effect on it"
+        )
+        assert second.startswith(NOTICE)
+    agentos.work.joinpath("agents.py").write_text("def main(): ...\n")
+    assert agentos("run", *given, "agents.py:main").stderr.count("\n") == 1
+
+
 def test_both_streams_in_one_place_keep_their_order(agentos: CommandLine) -> None:
     """In the order of the log, which is the order in which they were written where something lies between."""
     script = "for i in 1 2 3 4 5; do echo out $i; sleep 0.03; echo err $i >&2; sleep 0.03; done"
