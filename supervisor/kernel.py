@@ -348,4 +348,5 @@ def _take_lock(runtime: str) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         time.sleep(LOCK_PAUSE_S)
+    os.close(descriptor)
     raise HostError(f"{runtime} belongs to another kernel that is alive")
