@@ -70,7 +70,7 @@ class Peer:
         self._sock.close()
         self._reader.close()
         for task in list(self.waiting):
-            task.cancel()
+            self._control.loop.call_soon(task.cancel)  # not before it has begun: it closes what came with the call
         self._control.forget(self)
 
     def _lose_patience(self) -> None:

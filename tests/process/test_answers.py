@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from arena import arena
 from world import SYSTEM_PYTHON, Client, Host, wait_until
 
-from agentos import errors
+from agentos import errors, wire
 from agentos.agent.process import current
 
 LIMIT_S = 30.0
@@ -142,3 +143,19 @@ def test_a_start_that_fails_leaves_no_directory_and_one_without_a_directory_fail
         assert host.events("kernel_fault") == []
     finally:
         host.close()
+
+
+@pytest.mark.parametrize("behind", [b"", b"\xff" * 8], ids=["the end", "nonsense"])
+def test_a_wait_ends_with_the_client_that_asked(client: Client, behind: bytes) -> None:
+    host = client.host
+    before = client.call("inspect")["kernel_descriptors"]
+    leaving = Client(host)
+    with open(os.devnull, "rb") as file:
+        for method in ("wait", "wait"):  # what came with a call is held until it ends
+            leaving.link.send(wire.Call(5, method, {"id": host.facts["id"]}), [file.fileno()])
+    wait_until(lambda: client.call("inspect")["kernel_descriptors"] == before + 3, what="the calls to be taken in")
+    with open(os.devnull, "rb") as file:
+        data = wire.encode(wire.Call(6, "wait", {"id": host.facts["id"]})) + behind
+        socket.send_fds(leaving.link.socket, [data], [file.fileno()])
+    leaving.close()
+    wait_until(lambda: client.call("inspect")["kernel_descriptors"] == before, what="the calls to end")
