@@ -96,3 +96,33 @@ def test_what_cannot_be_encoded_is_a_protocol_error_too() -> None:
         wire.encode(ACT._replace(claims={"x": object()}))
     with pytest.raises(ProtocolError, match="limit"):
         wire.encode(wire.Result(bytes(wire.FRAME_BYTES_MAX)))
+
+
+def test_a_frame_is_refused_by_its_tag_before_it_is_held() -> None:
+    """A result may be large, an action may not; what is no frame of ours at all may not either."""
+    size = struct.pack(">I", wire.ACTION_BYTES_MAX + 1)
+    for beginning in (b"\x99\x0a", b"\x94\x0b", b"\x95\x0d", b"\xdc\x00", b"\xc4\xff", b"\x93\xcc"):
+        decoder = wire.Decoder(wire.FROM_AGENT)
+        assert list(decoder.feed(size + beginning[:1])) == []
+        with pytest.raises(ProtocolError, match=f"the limit is {wire.ACTION_BYTES_MAX}"):
+            list(decoder.feed(beginning[1:]))
+    decoder = wire.Decoder(wire.FROM_AGENT)
+    assert list(decoder.feed(size + b"\x92\x0c")) == []
+    assert decoder.missing_bytes == wire.ACTION_BYTES_MAX + 1 - 2
+    assert decoder.pending_bytes == 6
+
+
+def test_structure_is_bounded_for_peers_that_are_not_trusted() -> None:
+    data = wire.encode(wire.Call(1, "status", {"x": [0] * 10_000}))
+    assert len(list(wire.Decoder(wire.FROM_AGENT).feed(data))) == 1
+    assert len(list(wire.Decoder(wire.FROM_AGENT, items_max=20_000).feed(data))) == 1
+    with pytest.raises(ProtocolError, match="more than 1000 items"):
+        list(wire.Decoder(wire.FROM_AGENT, items_max=1_000).feed(data))
+
+
+@pytest.mark.parametrize("strange", [msgpack.Timestamp(1), msgpack.ExtType(5, b"x")])
+def test_frames_hold_plain_values_only(strange: Any) -> None:
+    for claims in ({"x": strange}, {"x": [strange]}):
+        body = msgpack.packb([10, *ACT._replace(claims=claims)], use_bin_type=True)
+        with pytest.raises(ProtocolError, match="plain value|extension"):
+            list(wire.Decoder(wire.FROM_AGENT).feed(raw(body)))
