@@ -341,7 +341,7 @@ _TAGS: Final[dict[int, type[Any]]] = {
     71: Recorded,
 }
 _TAG_OF: Final = {cls: tag for tag, cls in _TAGS.items()}
-_SMALL_TAGS: Final = frozenset(_TAG_OF[cls] for cls in (Hello, Act, Outcome, Raised))  # held to ACTION_BYTES_MAX
+_LARGE_TAGS: Final = frozenset(_TAGS) - {_TAG_OF[cls] for cls in (Hello, Act, Outcome, Raised)}  # see ACTION_BYTES_MAX
 
 # What each peer may send; a frame outside its set is a ProtocolError even when it is well formed.
 FROM_AGENT: Final = frozenset({Hello, Act, Outcome, Result, Raised, Answer, Call})
@@ -482,7 +482,7 @@ class Decoder:
         limit = self._bytes_max
         if len(self._buffer) >= _HEADER_BYTES + 2:
             kind, tag = self._buffer[_HEADER_BYTES : _HEADER_BYTES + 2]
-            if kind & 0xF0 != 0x90 or tag in _SMALL_TAGS:  # every frame is a short array that begins with a small tag
+            if kind & 0xF0 != 0x90 or tag not in _LARGE_TAGS:  # every frame is a short array, and its tag one byte
                 limit = min(limit, ACTION_BYTES_MAX)
         if size > limit:
             raise ProtocolError(f"a frame of {size} bytes is announced, the limit is {limit}")

@@ -1,4 +1,4 @@
-"""What follows from a decision: the record first, then the answer, then the rule's signal; nothing else, for any input."""
+"""What follows from a decision: the record, then the answer, then the rule's signal, for any input."""
 
 from __future__ import annotations
 
