@@ -55,19 +55,29 @@ class LogWriter:
 
     def append(self, stream: int, data: bytes, wall_ns: int) -> None:
         """Write one record. Never raises for a full or broken disk: the bytes are dropped and counted."""
-        if self._unsaid_drops and self._write(NOTE, f"{self._unsaid_drops} bytes dropped: disk\n".encode(), wall_ns):
+        if self._write(self._note(wall_ns) + _pack(stream, data, wall_ns)):  # in one: notes must not take the last room
             self._unsaid_drops = 0
-        if not self._write(stream, data, wall_ns):
+        else:
             self._unsaid_drops += len(data)
             self.dropped += len(data)
+
+    def say_drops(self, wall_ns: int) -> None:
+        """Say now what was dropped, if there is room for that alone: no more may be written."""
+        if self._write(self._note(wall_ns)):
+            self._unsaid_drops = 0
+
+    def _note(self, wall_ns: int) -> bytes:
+        count = self._unsaid_drops
+        return _pack(NOTE, f"{count} bytes dropped: disk\n".encode(), wall_ns) if count else b""
 
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _write(self, stream: int, data: bytes, wall_ns: int) -> bool:
-        record = _HEADER.pack(len(data), wall_ns, stream) + data
+    def _write(self, record: bytes) -> bool:
+        if not record:
+            return True
         try:
             if self._descriptor < 0 or self.offset >= self._segment_end:
                 self._roll()
@@ -97,6 +107,7 @@ class LogReader:
         self._directory = str(directory)
         self._agent_id = agent_id
         self.offset = offset
+        self.dropped = 0  # as far as the notes read so far say; the writer's own count may be ahead of them
 
     def read(self) -> Iterator[Record | Gap]:
         """Yield what has been written since the last call, with a Gap wherever bytes are gone for good."""
@@ -116,6 +127,7 @@ class LogReader:
                 file.seek(self.offset - start)
                 while (record := _read_record(file.read(_HEADER.size), file.read)) is not None:
                     self.offset += _HEADER.size + len(record.data)
+                    self.dropped += _drops_said(record)
                     yield record
         except FileNotFoundError:
             return  # rotated away while we looked: the next call reports the gap
@@ -127,6 +139,15 @@ def _read_record(header: bytes, read: object) -> Record | None:
     length, wall_ns, stream = _HEADER.unpack(header)
     data = read(length)  # type: ignore[operator]  # a bound file.read
     return Record(wall_ns, stream, data) if len(data) == length else None
+
+
+def _pack(stream: int, data: bytes, wall_ns: int) -> bytes:
+    return _HEADER.pack(len(data), wall_ns, stream) + data
+
+
+def _drops_said(record: Record) -> int:
+    first = record.data.partition(b" ")[0]
+    return int(first) if record.stream == NOTE and first.isdigit() else 0
 
 
 def _segment_path(directory: str, agent_id: str, start: int) -> str:

@@ -177,6 +177,7 @@ class Agent:
             "ended_at": rfc3339(self.ended_ns) if self.ended_ns else None,
             "actions_count": self.actions,
             "violations_count": self.violations,
+            "log_dropped_bytes": self.log_dropped,
             "exit_code": self.exit_code,
             "exit_signal": self.exit_signal,
             "ended_by": self.ended_by,

@@ -332,6 +332,8 @@ class Broker:
             "actions": agent.actions,
             "violations": agent.violations,
         }
+        if agent.log_dropped:
+            data["log_dropped_bytes"] = agent.log_dropped
         severity = "info" if frame.code == 0 else "warning"
         self.note(agent, "agent_exited", data, severity=severity, durable=True)
         agent.move(lifecycle.Exited())

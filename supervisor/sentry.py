@@ -36,7 +36,8 @@ class Sentry:
         self._from_kernel, self._to_kernel, stdin, *channel = descriptors
         self._decoder = wire.Decoder(wire.TO_SENTRY)
         self._log = LogWriter(params["logs"], params["id"])
-        self._log_told = self._log_bell_at = 0.0
+        self._log_told = (0, 0)  # offset and dropped bytes, as the kernel knows them
+        self._log_bell_at = 0.0
         self._exit_told = self._kernel_gone = False
         self._wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
@@ -95,7 +96,7 @@ class Sentry:
             self._ring_log_bell()
 
     def _poll_ms(self) -> float | None:
-        if self._log_told == self._log.offset:
+        if self._log_told == (self._log.offset, self._log.dropped):
             return None
         return max(0.0, (self._log_bell_at - time.monotonic()) * 1000)
 
@@ -244,11 +245,14 @@ class Sentry:
                 left -= RECORD_BYTES_MAX
 
     def _ring_log_bell(self, *, now: bool = False) -> None:
-        if self._log_told == self._log.offset or (not now and time.monotonic() < self._log_bell_at):
+        if now:
+            self._log.say_drops(time.time_ns())
+        reached = (self._log.offset, self._log.dropped)
+        if self._log_told == reached or (not now and time.monotonic() < self._log_bell_at):
             return
-        self._log_told = self._log.offset
+        self._log_told = reached
         self._log_bell_at = time.monotonic() + DOORBELL_S
-        self._tell(wire.LogGrew(self._log.offset, self._log.dropped))
+        self._tell(wire.LogGrew(*reached))
 
     # --- the end ---------------------------------------------------------------------------------------------------
 

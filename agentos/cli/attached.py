@@ -15,6 +15,7 @@ from typing import Any, Final
 from agentos import wire
 from agentos.cli.calls import Conversation, open_link
 from agentos.cli.keys import DECISIONS, Keys, Order, Phase, Press
+from agentos.cli.logs import unkept
 from agentos.cli.outflow import Outflow
 from agentos.cli.output import invocation, is_terminal, say
 from agentos.client.launch import Started
@@ -54,6 +55,8 @@ def attend(started: Started, params: dict[str, Any], *, grace_s: float) -> int:
                 keys.there_is_somebody()
                 session = Session(started, agent_id, conversation, keys, grace_s=grace_s)
                 row = session.run()
+            if text := unkept(row, session.reader):
+                say(text)
             code = _ending(row)
             if params["kind"] == "python" and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
                 code = EXIT_POLICY
@@ -81,7 +84,8 @@ class Session:
         self._keys = keys
         self._phase = Phase.RUNNING
         self._conversation = conversation
-        self._outflow = Outflow(LogReader(started.run.logs, agent_id))
+        self.reader = LogReader(started.run.logs, agent_id)
+        self._outflow = Outflow(self.reader)
         self._denials = Denials()
         self._clock = SystemClock()
         self._on_reply: dict[int, Callable[[Any], None]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import click
@@ -97,6 +97,13 @@ def remark(entry: Record | Gap) -> str:
     return f"… {entry.data.decode('utf-8', 'replace').strip()} …"
 
 
+def unkept(row: Mapping[str, Any], reader: LogReader) -> str:
+    """Return what is to be said when the disk had no room even for the notes of what it refused; "" when it had."""
+    missing = int(row.get("log_dropped_bytes") or 0) - reader.dropped
+    tense = "was" if row.get("source") == "record" else "is"
+    return f"… {missing} bytes of output could not be kept: the disk {tense} full …" if missing > 0 else ""
+
+
 class Printer:
     """Writes records to our own stdout and stderr, in the order of the log even where both are the same file."""
 
@@ -166,10 +173,11 @@ def logs(follow: bool, last: int | None, timestamps: bool, only_stderr: bool, ra
     printer = Printer(escaped=escaped, times=timestamps, only_stderr=only_stderr)
     lines = Lines() if timestamps else None
     _show_present(reader, printer, lines, last, only_stderr=only_stderr)
-    if follow and agent.living:
-        _follow(agent, reader, printer, lines)
+    last_row = _follow(agent, reader, printer, lines) if follow and agent.living else agent.row
     if lines is not None:
         printer.show(lines.flush())
+    if text := unkept(last_row, reader):
+        say(text)
     return 0
 
 
@@ -200,19 +208,20 @@ def _without_newline(record: Record) -> Record:
     return Record(record.wall_ns, record.stream, record.data.removesuffix(b"\n"))
 
 
-def _follow(agent: Agent, reader: LogReader, printer: Printer, lines: Lines | None) -> None:
-    """Show what comes until the agent ends. The kernel rings; the bytes are read from the log itself."""
+def _follow(agent: Agent, reader: LogReader, printer: Printer, lines: Lines | None) -> Mapping[str, Any]:
+    """Show what comes until the agent ends; returns the last that is known of it. The kernel rings, the log is read."""
+    row: Mapping[str, Any] | None = None
     try:
         conversation = Conversation(open_link(agent.run))
     except KernelUnavailable:
         printer.show(_as_lines(reader, lines))  # it ended since we looked
-        return
+        return agent.row
     try:
         conversation.start("follow", {"id": agent.id})
         state_id = conversation.start("inspect", {"id": agent.id})  # after follow: no end can slip between
-        ended = False
-        while not ended:
-            ended = any(_tells_the_end(frame, agent.id, state_id) for frame in conversation.receive())
+        while row is None:
+            told = (_end_told(frame, agent.id, state_id) for frame in conversation.receive())
+            row = next((one for one in told if one is not None), None)
             printer.show(_as_lines(reader, lines))
     except KernelUnavailable as error:
         printer.show(_as_lines(reader, lines))
@@ -220,17 +229,20 @@ def _follow(agent: Agent, reader: LogReader, printer: Printer, lines: Lines | No
             say(str(error))
     finally:
         conversation.close()
+    return row or agent.row
 
 
 def _as_lines(reader: LogReader, lines: Lines | None) -> Iterable[Record | Gap]:
     return reader.read() if lines is None else lines.feed(reader.read())
 
 
-def _tells_the_end(frame: Any, agent_id: str, state_id: int) -> bool:
+def _end_told(frame: Any, agent_id: str, state_id: int) -> Mapping[str, Any] | None:
+    """Return the agent's last row when `frame` says that it ended, an empty one when there is no such agent."""
     if isinstance(frame, wire.Fault):
-        return True
-    if isinstance(frame, wire.Reply):
-        return frame.id == state_id and bool(frame.value.get("ended_at"))
-    if isinstance(frame, wire.Notice) and frame.topic == "agent":
-        return frame.data.get("id") == agent_id and bool(frame.data.get("ended_at"))
-    return False
+        return {}
+    row: Any = None
+    if isinstance(frame, wire.Reply) and frame.id == state_id:
+        row = frame.value
+    elif isinstance(frame, wire.Notice) and frame.topic == "agent" and frame.data.get("id") == agent_id:
+        row = frame.data
+    return row if row and row.get("ended_at") else None

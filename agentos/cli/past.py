@@ -169,6 +169,6 @@ def _told_by(event: Event) -> dict[str, Any]:
         return {
             "exit_code": data.get("exit_code"), "exit_signal": data.get("exit_signal"), "ended_at": event["ts"],
             "ended_by": data.get("ended_by"), "actions_count": data.get("actions"),
-            "violations_count": data.get("violations"),
+            "violations_count": data.get("violations"), "log_dropped_bytes": data.get("log_dropped_bytes", 0),
         }  # fmt: skip
     return {"ended_at": event["ts"], "ended_by": "sentry lost"}

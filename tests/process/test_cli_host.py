@@ -156,14 +156,53 @@ def test_a_disk_that_fills_up_meanwhile_costs_output_and_says_so(agentos: Comman
     """What is dropped is counted to the byte and not told in a hundred lines; the agent is not held up."""
     size = 4_000_000
     printing = f"yes | head -c {size}; exit 3"
-    done = on_a_small_disk(agentos, "3m", f"agentos run --require none -- sh -c '{printing}'; echo code $?")
+    run = f"agentos run --require none -- sh -c '{printing}'; echo code $?; echo === >&2; agentos logs sh >/dev/null"
+    done = on_a_small_disk(agentos, "3m", run)
     printed, code = done.stdout.rsplit("code ", 1)
     assert code == "3\n", done.stderr
-    told = [line for line in done.stderr.splitlines() if "bytes dropped: disk" in line]
-    dropped = sum(int(line.split()[2]) for line in told)
-    assert len(printed) < size
-    assert dropped > 0
-    assert len(printed) + dropped <= size, "never more than there was"
+    for told in done.stderr.split("===\n"):
+        lines = [line for line in told.splitlines() if "bytes dropped: disk" in line or "could not be kept" in line]
+        dropped = sum(int(line.split()[2]) for line in lines)
+        assert len(printed) < size
+        assert len(printed) + dropped == size, told
+
+
+FILL = "head -c 9999999 /dev/zero > {}/ballast 2>/dev/null; echo hello; exit 3"
+
+
+def test_what_a_full_disk_cannot_even_note_is_said_at_the_end(agentos: CommandLine) -> None:
+    fill = FILL.format(agentos.state)
+    done = on_a_small_disk(agentos, "3m", f"agentos run --require none -- sh -c '{fill}' 2>&1; echo code $?")
+    *told, code = done.stdout.splitlines()
+    assert "agentos: … 6 bytes of output could not be kept: the disk is full …" in told
+    assert code == "code 3"
+
+
+def test_who_follows_a_log_is_told_what_a_full_disk_could_not_keep(agentos: CommandLine) -> None:
+    fill = FILL.format(agentos.state)
+    script = (
+        f"agentos run -d --require none --name filler -- sh -c 'until [ -e go ]; do sleep 0.05; done; {fill}'\n"
+        "agentos logs -f filler & reader=$!; sleep 1; touch go; wait $reader"
+    )
+    done = on_a_small_disk(agentos, "3m", script)
+    assert "agentos: … 6 bytes of output could not be kept: the disk is full …" in done.stderr.splitlines()
+
+
+def test_denials_on_a_full_disk_are_told_and_counted(agentos: CommandLine) -> None:
+    (agentos.work / "app.py").write_text(
+        "import agentos\n"
+        "def main():\n"
+        "    for number in range(2_000_000):\n"
+        "        try:\n"
+        "            agentos.act('read', f'data/{number}')\n"
+        "        except agentos.PolicyViolationError as error:\n"
+        "            print(error)\n"
+        "            return\n"
+    )
+    done = on_a_small_disk(agentos, "3m", "agentos run --policy permissive app.py:main 2>&1")
+    why = "recorder_unavailable: it could not be recorded"
+    assert why in done.stdout, done.stdout
+    assert "1 action denied; see: " in done.stdout, done.stdout
 
 
 def test_a_directory_that_is_gone(agentos: CommandLine) -> None:

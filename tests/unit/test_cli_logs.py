@@ -89,3 +89,13 @@ def test_the_last_lines(
     printer = Printer(only_stderr=only_stderr)
     logs._show_present(LogReader(tmp_path, AGENT), printer, None, last, only_stderr=only_stderr)
     assert capfdbinary.readouterr() == shown
+
+
+def test_what_not_even_a_note_could_say_is_said_from_the_kernels_count(tmp_path: Path) -> None:
+    reader = LogReader(tmp_path, AGENT)
+    text = "… 7 bytes of output could not be kept: the disk {} full …"
+    assert logs.unkept({"log_dropped_bytes": 7}, reader) == text.format("is")
+    assert logs.unkept({"log_dropped_bytes": 7, "source": "record"}, reader) == text.format("was")
+    reader.dropped = 7  # a note said it
+    assert logs.unkept({"log_dropped_bytes": 7}, reader) == ""
+    assert logs.unkept({}, reader) == ""

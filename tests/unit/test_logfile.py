@@ -62,3 +62,23 @@ def test_what_a_full_disk_refuses_is_counted_and_said_later(tmp_path: Path) -> N
         Record(3, logfile.NOTE, b"50 bytes dropped: disk\n"),
         Record(3, logfile.STDOUT, b"after"),
     ]
+
+
+def test_notes_of_drops_leave_room_for_the_last_one(tmp_path: Path) -> None:
+    """A disk that stays full: one sum at the end, not a note a drop until none fits any more."""
+    pid = os.fork()
+    if pid == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+        writer = LogWriter(str(tmp_path), "a")
+        for _ in range(100):
+            writer.append(logfile.STDOUT, b"y" * 50, 1)
+        writer.say_drops(2)
+        writer.say_drops(3)
+        os._exit(0 if writer.dropped == 5000 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    reader = LogReader(tmp_path, "a")
+    assert list(reader.read()) == [Record(2, logfile.NOTE, b"5000 bytes dropped: disk\n")]
+    assert reader.dropped == 5000
