@@ -18,7 +18,7 @@ import subprocess
 import threading
 from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from agentos import errors, wire
@@ -36,6 +36,31 @@ END_LIMIT_S: Final = 300.0
 _NAMED_MAX: Final = 10
 
 
+class _Answer:
+    """What `ask` waits for. Not a Future: an interrupted caller that holds its lock would stop our reader."""
+
+    def __init__(self) -> None:
+        self._told: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return True
+
+    def set_result(self, value: Any) -> None:
+        self._told.put((value, None))
+
+    def set_exception(self, error: BaseException) -> None:
+        self._told.put((None, error))
+
+    def wait(self, limit_s: float) -> Any:
+        try:
+            value, error = self._told.get(timeout=limit_s)
+        except Empty:
+            raise errors.KernelUnavailable(f"the kernel did not answer within {limit_s:g} s; it hangs") from None
+        if error is not None:
+            raise error
+        return value
+
+
 class Connection:
     """A started kernel and the thread that reads its answers. Thread-safe."""
 
@@ -48,7 +73,7 @@ class Connection:
         self._ids = itertools.count(1)
         self._pid = os.getpid()
         self._lock = threading.RLock()  # a signal handler may interrupt a call and make one
-        self._waiting: dict[int, Future[Any]] = {}
+        self._waiting: dict[int, Future[Any] | _Answer] = {}
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()  # its put may be interrupted by another; None: end
         self._writer = threading.Thread(target=self._write, name="agentos-link-out", daemon=True)
         self._writer.start()
@@ -63,17 +88,29 @@ class Connection:
         """
         if os.getpid() != self._pid:
             raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
+        future: Future[Any] = Future()
+        self._post(method, params, future)
+        return future
+
+    def ask(self, method: str, params: dict[str, Any]) -> Any:
+        """Make one call and wait for its answer; a signal handler may do so in the middle of another. Raises as submit.
+
+        Raises KernelUnavailable when there is no answer within CALL_LIMIT_S.
+        """
+        answer = _Answer()
+        self._post(method, params, answer)
+        return answer.wait(CALL_LIMIT_S)
+
+    def _post(self, method: str, params: dict[str, Any], answer: Future[Any] | _Answer) -> None:
         request = wire.Call(next(self._ids), method, params)
         data = _encode(request)
-        future: Future[Any] = Future()
         with self._lock:
             if self._leaving:
                 raise errors.KernelUnavailable(f"the kernel of run {self.run.run_id} was told to end")
             if self.lost or _hung_up(self._link.socket):
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
-            self._waiting[request.id] = future
+            self._waiting[request.id] = answer
             self._outgoing.put(data)
-        return future
 
     async def begin(self, method: str, params: dict[str, Any]) -> Any:
         """Make a call that starts an agent. If the awaiting task is cancelled meanwhile, that agent is stopped."""

@@ -21,7 +21,7 @@ import cloudpickle
 from agentos import errors
 from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
 from agentos.client import arguments
-from agentos.client.connection import CALL_LIMIT_S, Connection
+from agentos.client.connection import Connection
 from agentos.client.launch import SLOTS, start_kernel
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
@@ -269,9 +269,12 @@ class KernelSpace:
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent."""
         arguments.agent_id("get_agent_status: agent_id", agent_id)
-        if self._connection is None:  # nothing was ever started: no kernel is needed to know that
+        connection = self._connection
+        if connection is None:  # nothing was ever started: no kernel is needed to know that
             raise errors.UnknownAgent(agent_id)
-        return status_of(self._connect().submit("status", {"id": agent_id}).result(CALL_LIMIT_S))
+        if connection.lost:  # only then: a signal handler that asks must not wait for the lock of whom it interrupted
+            connection = self._connect()
+        return status_of(connection.ask("status", {"id": agent_id}))
 
     @property
     def current_agent_id(self) -> str | None:

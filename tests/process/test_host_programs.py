@@ -301,7 +301,17 @@ for handler in (ask, ask_and_raise):
         except KeyError:
             pass
         connection.submit("status", {"id": first}).result(30)
-print(len(told), set(told) <= {"running", "terminated"}, asyncio.run(kernel.execute(length, TEXT)))
+def ask_again(*_):
+    ask()
+    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+
+asked = len(told)
+signal.signal(signal.SIGALRM, ask_again)
+ask_again()
+for _ in range(2000):
+    kernel.get_agent_status(first)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+print(asked, set(told) <= {"running", "terminated"}, asyncio.run(kernel.execute(length, TEXT)))
 asyncio.run(kernel.shutdown())
 """
     )
