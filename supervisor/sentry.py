@@ -136,7 +136,8 @@ class Sentry:
         """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
         found = linux.read_stat(str(self.leader))
         if found is not None and found.state not in "ZX":
-            self._tell(wire.StateSeen("stopped" if found.state in "Tt" else "running", mechanism))
+            halted = not tree.runs(tree.Member(self.leader, os.getpid(), found.state))  # as STOP itself confirms it
+            self._tell(wire.StateSeen("stopped" if halted else "running", mechanism))
 
     def _tell_exit(self, seen: os.waitid_result) -> None:
         self._exit_told = True

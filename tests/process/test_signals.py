@@ -70,6 +70,20 @@ def test_a_tree_that_is_forking_is_stopped_to_the_last_process(program: Any, tmp
     assert carriers(host.cookie) == []
 
 
+def test_a_stopped_agent_is_shown_as_stopped_also_while_it_waits_for_what_it_just_forked(tmp_path: Path) -> None:
+    """A shell forks by vfork and is in D until its child has executed, which it does not while it is stopped."""
+    host = Host(tmp_path, {"argv": ["sh", "-c", "while :; do sleep 0.001; done"]})
+    try:
+        seen = set()
+        for _ in range(200):
+            answer = host.call("signal", signal=signal.SIGSTOP)
+            seen.add((answer["ok"], answer["state"], host.call("status")["state"]))
+            host.call("signal", signal=signal.SIGCONT)
+        assert seen == {(True, "stopped", "stopped")}
+    finally:
+        host.close()
+
+
 def test_what_others_do_to_the_agent_is_shown_too(program: Any) -> None:
     host = program("import time; time.sleep(30)")
     os.kill(host.facts["pid"], signal.SIGSTOP)
