@@ -572,7 +572,7 @@ def test_an_unknown_scope_is_named_and_harms_nobody(kernel: KernelSpace) -> None
 
     async def main() -> str:
         agent_id = await kernel.spawn("napper", 20)
-        with pytest.raises(errors.BadRequest, match="unknown scope"):
+        with pytest.raises(errors.BadRequest, match="signal: scope='5' must be text"):
             await kernel._call("signal", {"id": agent_id, "signal": 10, "scope": 5})
         return kernel.get_agent_status(agent_id).state
 
