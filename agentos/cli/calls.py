@@ -88,7 +88,9 @@ def living_agents() -> Present:
         try:
             found += agents_of(run)
         except (KernelUnavailable, TimeoutError) as error:
-            if run.alive():  # else it ended while we looked
+            if (
+                run.alive() and run.meta.exists()
+            ):  # else it ended while we looked, or has only begun: nobody lives there
                 say(f"run {run.run_id} does not answer: {error}")
                 silent.append(run)
     return Present(sorted(found, key=lambda agent: agent.started_at), silent)
