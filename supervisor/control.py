@@ -25,7 +25,7 @@ from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import RightsReader
 
 PEERS_MAX: Final = 512
-GREETING_LIMIT_S: Final = 5.0  # who connects and says nothing must not keep others out
+GREETING_LIMIT_S: Final = 3.0  # who connects and says nothing must not keep others out
 ACCEPT_PAUSE_S: Final = 0.5  # when there are no descriptors left for another client
 REFUSALS_EVERY_S: Final = 1.0
 NONSENSE_EVERY_S: Final = 1.0

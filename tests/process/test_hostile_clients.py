@@ -20,6 +20,7 @@ from arena import Arena, arena
 from world import HERE, PROJECT, SYSTEM_PYTHON, Client, Host, carriers, state_of, wait_until
 
 from agentos import runs, wire
+from agentos.client import link
 from agentos.client.launch import start_kernel
 from agentos.client.link import connect
 from agentos.errors import HostError, KernelUnavailable, NotPermitted
@@ -270,7 +271,8 @@ def test_who_asks_and_never_reads_is_hung_up_on_and_others_are_served(place: Are
     assert place.waits().worst_s < 2.0
 
 
-def test_a_stopped_kernel_is_said_to_hang(tmp_path: Path) -> None:
+def test_a_stopped_kernel_is_said_to_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CONNECT_TIMEOUT_S", 0.5)
     host = Host(tmp_path, {"argv": SLEEPER})
     try:
         os.kill(host.facts["kernel_pid"], signal.SIGSTOP)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -125,8 +126,30 @@ def test_the_overlooked_do_not_outlive_anybody_above_them(evasion: Start, victim
     assert_gone(host)
 
 
-def test_a_fork_bomb_is_stopped_and_killed(evasion: Start) -> None:
-    host = evasion("bomb", 300, ready="")
+@pytest.fixture
+def room() -> Iterator[str]:
+    """A cgroup with room for 400 processes where this user may make one, beside the bomb's own cap; "" elsewhere."""
+    path = make_room()
+    yield str(path or "")
+    if path is not None:
+        wait_until(lambda: not (path / "cgroup.procs").read_text(), what="the cgroup to be empty")
+        path.rmdir()
+
+
+def make_room() -> Path | None:
+    for root in ("/sys/fs/cgroup/pids", "/sys/fs/cgroup"):
+        path = Path(root, f"agentos-test-{os.getpid()}")
+        with suppress(OSError):
+            path.mkdir()
+            if (path / "pids.max").exists():
+                (path / "pids.max").write_text("400")
+                return path
+            path.rmdir()
+    return None
+
+
+def test_a_fork_bomb_is_stopped_and_killed(evasion: Start, room: str) -> None:
+    host = evasion("bomb", 300, ready="", env={"CGROUP": room})
     wait_until(lambda: len(carriers(host.cookie)) > 60, what="the bomb to go off")
     assert host.call("signal", signal=signal.SIGSTOP)["ok"]
     assert {state_of(pid) for pid in carriers(host.cookie)} <= set("Tt")
@@ -135,8 +158,8 @@ def test_a_fork_bomb_is_stopped_and_killed(evasion: Start) -> None:
     assert carriers(host.cookie) == []
 
 
-def test_a_fork_bomb_is_killed_in_full_flight(evasion: Start) -> None:
-    host = evasion("bomb", 300, ready="")
+def test_a_fork_bomb_is_killed_in_full_flight(evasion: Start, room: str) -> None:
+    host = evasion("bomb", 300, ready="", env={"CGROUP": room})
     wait_until(lambda: len(carriers(host.cookie)) > 20, what="the bomb to go off")
     assert host.call("signal", signal=signal.SIGKILL)["ok"]
     assert carriers(host.cookie) == []

@@ -98,6 +98,9 @@ def headless(_: str = "") -> None:
 def bomb(count: str) -> None:
     """Everybody forks until there are `count`, in sessions of their own; then all tick. As nobody, a limit helps."""
     resource.setrlimit(resource.RLIMIT_NPROC, (1_000, 1_000))  # of this user, this bomb's or not; root has none
+    if os.environ.get("CGROUP"):
+        with open(os.environ["CGROUP"] + "/cgroup.procs", "w") as file:
+            file.write("0")
     born = mmap.mmap(-1, 8)
     deadline = time.monotonic() + 10
     while struct.unpack("q", born)[0] < int(count) and time.monotonic() < deadline:
