@@ -341,15 +341,19 @@ def test_a_kernel_that_hangs_is_named_and_holds_nobody_up(agentos: CommandLine) 
     agentos.detached("--name", "fine", "--", "sleep", "60")
     kernel, run = (agentos.json("inspect", "stuck")[key] for key in ("kernel_pid", "run"))
     os.kill(kernel, signal.SIGSTOP)
-    try:
-        done = agentos("ps", code=125)
-        assert f"run {run} does not answer" in done.stderr
-        states = [line.split()[1:3] for line in done.stdout.splitlines()[1:]]
+    verbs = (["ps"], ["inspect", "stuck"], ["kill", "-CONT", "fine", "stuck"], ["resume", "--all"])
+    try:  # side by side: each waits as long as a kernel may take
+        asked = [agentos.start(*words) for words in verbs]
+        told = [[text.decode() for text in process.communicate(timeout=60)] for process in asked]
+        assert [process.returncode for process in asked] == [125] * 4
+        (table, listing), inspecting, killing, resuming = told
+        assert f"run {run} does not answer" in listing
+        states = [line.split()[1:3] for line in table.splitlines()[1:]]
         assert states == [["stuck", "unknown"], ["fine", "running"]]
-        for words in (("inspect",), ("kill", "-CONT", "fine")):
-            told = agentos(*words, "stuck", code=125).stderr.splitlines()[-1]
-            assert told == f"agentos: run {run} does not answer; its agents are not known, 'stuck' may be one of them"
-        assert f"run {run} does not answer; its agents are not known" in agentos("stop", "--all", code=125).stderr
+        for _, errors in (inspecting, killing):
+            last = errors.splitlines()[-1]
+            assert last == f"agentos: run {run} does not answer; its agents are not known, 'stuck' may be one of them"
+        assert f"run {run} does not answer; its agents are not known" in resuming[1]
     finally:
         os.kill(kernel, signal.SIGCONT)
     assert " stuck " in agentos.out("ps")
