@@ -21,15 +21,24 @@ class Terminal:
     """Runs bin/agentos in the checkout with directories of its own, and marks what it starts with a cookie."""
 
     def __init__(self, base: Path) -> None:
+        self._started: list[subprocess.Popen[str]] = []
         self.cookie = f"agentos-main-job-{base.name}-{os.getpid()}"
         self._environment = {
             **os.environ, "AGENTOS_RUNTIME_DIR": str(base / "run"), "AGENTOS_STATE_DIR": str(base / "state"),
         }  # fmt: skip
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        started = subprocess.Popen(
             words, cwd=PROJECT, env=self._environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        self._started.append(started)
+        return started
+
+    def close(self) -> None:
+        """End what a failed test left; an attached run ends with its starter."""
+        for started in self._started:
+            started.kill()
+            started.communicate()
 
     def agentos(self, *words: str) -> str:
         done = subprocess.run(
@@ -47,7 +56,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     report = PROJECT / "build/repo-report.md"
     kept = report.read_text() if report.exists() else None
     report.unlink(missing_ok=True)
-    yield Terminal(tmp_path)
+    terminal = Terminal(tmp_path)
+    yield terminal
+    terminal.close()
     if kept is not None:
         report.write_text(kept)
 
