@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from agentos.supervisor.policy_source import effective
 from agentos.values import pack_value
 
 GRACE_S: Final = 10.0
+_BOUNDS: Final = ("permissions", "allow", "deny", "restrictions")
 TARGET_CHARS_MAX: Final = 8_192  # a path as long as Linux takes, and a function's name
 NO_ARGS: Final = pack_value([], "args")
 NO_KWARGS: Final = pack_value({}, "kwargs")
@@ -84,6 +85,7 @@ class Request:
     policy_name: str
     parent: Agent | None = None
     priority: int = 0
+    bounds: Mapping[str, Any] = field(default_factory=dict)  # what was asked for beside the policy, for the record
 
 
 def parse_request(
@@ -140,6 +142,7 @@ def parse_request(
         policy_name=policy.name,
         parent=parent,
         priority=int(params.get("priority") or 0),
+        bounds={key: params[key] for key in _BOUNDS if params.get(key) is not None},
     )
 
 

@@ -186,6 +186,7 @@ class Starting:
             "level": agent.level,
             "policy": agent.policy_name,
             "policy_hash": agent.policy.hash,
+            **request.bounds,
             "parent_id": agent.parent_id,
             "context": agent.context,
             "environment_names": agent.environment_names,

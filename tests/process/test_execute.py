@@ -593,3 +593,17 @@ def test_to_stop_what_has_ended_does_not_rewrite_how(kernel: KernelSpace) -> Non
 
     ended = asyncio.run(main())
     assert (ended["exit_code"], ended["ended_by"]) == (0, "")
+
+
+def test_what_was_granted_beside_the_policy_is_on_record(home: Path) -> None:
+    recorder = agentos.FlightRecorder()
+    kernel = KernelSpace(policy="strict", flight_recorder=recorder)
+    kernel.register(name="reader", permissions=["read"])(time.sleep)
+
+    async def main() -> list[dict[str, Any]]:
+        async with kernel:
+            await kernel.wait_all([await kernel.spawn("reader", 0, additional_restrictions=["no_network"])])
+        return await recorder.query(event_type="agent_starting")
+
+    (event,) = asyncio.run(main())
+    assert (event["data"]["permissions"], event["data"]["restrictions"]) == (["read"], ["no_network"])
