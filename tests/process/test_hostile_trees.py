@@ -232,6 +232,18 @@ def test_who_ignores_term_is_killed_after_its_grace_of_running_time(evasion: Sta
     assert carriers(host.cookie) == []
 
 
+def test_an_agent_that_was_started_paused_loses_no_time(tmp_path: Path) -> None:
+    host = Host(tmp_path, {"argv": [SYSTEM_PYTHON, "-c", "import time; time.sleep(60)"], "start_paused": True,
+                           "timeout_s": 0.6})  # fmt: skip
+    try:
+        time.sleep(1.2)
+        assert host.call("status")["state"] == "stopped"
+        assert host.call("signal", signal=signal.SIGCONT)["ok"]
+        assert host.call("wait", timeout_s=10)["ended_by"] == "timeout"
+    finally:
+        host.close()
+
+
 def test_who_stops_itself_when_asked_to_end_is_ended_all_the_same(evasion: Start) -> None:
     host = evasion("stop_when_asked_to_end")
     assert host.call("stop", grace_s=0.5)["exit_signal"] == signal.SIGKILL
