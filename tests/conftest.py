@@ -1,12 +1,20 @@
-"""What every test shares: with AGENTOS_NO_SKIPS=1 (bin/test sets it under CI) a skipped test is a failure, by name."""
+"""What every test shares: with AGENTOS_NO_SKIPS=1 (bin/test sets it under CI) a skipped test is a failure, by name.
+
+And the signals of a terminal, which a shell's background job is born ignoring: what a test starts must hear them.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 _skipped: list[str] = []
+
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # exec keeps what is ignored (signal(7))
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _note(report: pytest.TestReport | pytest.CollectReport) -> None:
