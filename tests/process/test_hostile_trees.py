@@ -334,6 +334,8 @@ def test_a_leader_dies_with_its_sentry_although_nobody_is_awake_to_end_it(tmp_pa
         kill_9(host, "sentry")
         assert_gone(host)
     finally:
+        for name in ("zygote", "kernel"):
+            os.kill(host.facts[f"{name}_pid"], signal.SIGCONT)
         host.close()
 
 

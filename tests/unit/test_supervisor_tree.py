@@ -112,28 +112,6 @@ assert linux.children_of(ME) == []
     )
 
 
-def test_threads_that_end_while_we_look_hide_no_child(tmp_path: Path) -> None:
-    """The child's own thread is listed last, behind fifty that are ending."""
-    run(
-        """
-for _ in range(30):
-    go, end, born = threading.Event(), threading.Event(), []
-    others = [threading.Thread(target=go.wait) for _ in range(50)]
-    for other in others: other.start()
-    last = threading.Thread(target=lambda: (born.append(child()), end.wait()))
-    last.start()
-    until(lambda: born)
-    go.set()
-    while any(other.is_alive() for other in others):
-        assert linux.children_of(ME) == born
-    end.set()
-    last.join()
-    assert tree.kill(ME, limit_s=10, reap=reap).ok
-""",
-        tmp_path,
-    )
-
-
 def test_stop_continue_and_kill_say_how_many_and_are_confirmed(tmp_path: Path) -> None:
     run(
         """
