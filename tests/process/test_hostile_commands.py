@@ -301,6 +301,15 @@ def test_an_agent_gets_no_descriptor_and_no_setting_of_ours(place: Arena, tmp_pa
     assert seen["tmp"].endswith("700")
 
 
+def test_a_function_agent_has_its_three_pipes_and_its_programs_have_none_of_them(place: Arena) -> None:
+    seen = place.run(attackers.descriptors)
+    assert seen["program"] == ["0", "1", "2"]
+    assert seen["own"].count("pipe") == 5  # up, down, calls, stdout, stderr
+    assert "socket" not in seen["own"]
+    others = [kind for kind in seen["own"] if kind not in ("pipe", "/dev/null", "anon_inode", "/memfd")]
+    assert [kind for kind in others if not kind.startswith("/proc/")] == []
+
+
 # --- many ----------------------------------------------------------------------------------------------------------
 
 
