@@ -77,7 +77,9 @@ def children_of(pid: int) -> list[int]:
 
 def test_the_main_job_is_seen_frozen_continued_and_told(terminal: Terminal) -> None:
     job = terminal.start(*first_command(), "100000", "0.02")
-    row = wait_until(lambda: next(iter(terminal.json("ps")), None), 60.0, "the agent to be listed")
+    row = wait_until(
+        lambda: next((one for one in terminal.json("ps") if one["state"] == "running"), None), 60.0, "it to be listed"
+    )
     assert (row["name"], row["state"], row["level"], row["policy"]) == ("report", "running", "hooks", "repo-report")
 
     wait_until(lambda: len(terminal.agentos("logs", "report").splitlines()) > 3, what="progress")
