@@ -352,13 +352,12 @@ def segments(directory: Path) -> list[int]:
 def journal_run_id(directory: Path) -> str:
     """Return the run that wrote this journal; "" when there is none yet.
 
-    Raises JournalDamaged for a head that is none, JournalPruned when it went while we looked, RecorderUnavailable.
+    Raises JournalDamaged for a head that is none, RecorderUnavailable.
     """
-    starts = segments(directory)
-    if not starts:
-        return ""
-    with contextlib.closing(JournalReader(directory, starts[0] - 1)) as reader:
-        return reader.read_head()
+    while starts := segments(directory):
+        with contextlib.closing(JournalReader(directory, starts[0] - 1)) as reader, contextlib.suppress(JournalPruned):
+            return reader.read_head()  # it went while we looked: there is a newer one, which is never pruned
+    return ""
 
 
 def remove_through(directory: Path, seq: int) -> int:

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from agentos.errors import RecorderUnavailable
 from agentos.recorder.event import AuditEvent
@@ -14,8 +13,6 @@ from agentos.recorder.journal import READ_LIMIT, JournalDamaged, JournalPruned, 
 from agentos.recorder.query import Query
 from agentos.recorder.recover import JOURNAL, database_of
 from agentos.recorder.storage.sqlite import SqliteStorage
-
-ATTEMPTS_MAX: Final = 5  # a segment can be pruned between our look at the database and at the journal
 
 
 class RunReader:
@@ -66,18 +63,19 @@ class RunReader:
         self._database = None
 
     def _select(self, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
-        for attempt in range(ATTEMPTS_MAX):
+        committed = -1
+        while True:
             try:
                 return self._select_once(query)
-            except JournalPruned:
-                if attempt == ATTEMPTS_MAX - 1:
+            except JournalPruned:  # between our look at the database and at the journal
+                before, committed = committed, self._committed()
+                if committed <= before:  # only what was committed is ever pruned: this event is truly gone
                     raise
-        raise AssertionError("the loop above returns or raises")
 
     def _select_once(self, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
         """Return what is found and, when the journal could not be read to its end, why."""
-        database, run_id = self._open_database(), self.run_id
-        last = database.last_seq(run_id) if database else 0
+        last = self._committed()
+        database, run_id = self._database, self.run_id
         if database and query.limit is not None and not query.newest_first:
             found = database.select(query, run_id)
             if len(found) >= query.limit:
@@ -86,6 +84,11 @@ class RunReader:
         found = database.select(query, run_id) if database else []
         merged = {event.seq: event for event in (*found, *tail)}  # what was committed meanwhile is in both
         return replace(query, after_seq=0).select(merged[seq] for seq in sorted(merged)), damage
+
+    def _committed(self) -> int:
+        """The last event that the database holds; 0 for none."""
+        database = self._open_database()
+        return database.last_seq(self.run_id) if database else 0
 
     def _tail(self, after_seq: int, query: Query) -> tuple[list[AuditEvent], JournalDamaged | None]:
         """Return the matching events that only the journal holds; no more than `query.limit` of them."""

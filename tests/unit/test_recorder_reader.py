@@ -155,6 +155,39 @@ def test_a_segment_pruned_between_two_looks_is_found_in_the_database(
     storage.close()
 
 
+@pytest.mark.usefixtures("small_segments")
+def test_a_reader_that_is_outrun_many_times_goes_on_while_the_database_does(
+    run: RunOnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve times in a row the segment it wants has just been committed and pruned."""
+    run.record(240)
+    storage = run.storage()
+    storage.insert_many(events(1))
+    real, committed = JournalReader.read, [1]
+
+    def read(self: JournalReader, limit: int = journal.READ_LIMIT) -> list[object]:
+        if committed[0] < 240:
+            committed[0] = min(240, committed[0] + 20)
+            storage.insert_many(events(committed[0]))
+            remove_through(run.journal_dir, committed[0])
+        return list(real(self, limit))
+
+    monkeypatch.setattr(JournalReader, "read", read)
+    assert seqs(RunReader(run.run_dir)) == list(range(1, 241))
+    assert committed == [240]
+    storage.close()
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_an_event_in_neither_place_is_told_and_not_waited_for(run: RunOnDisk) -> None:
+    run.record(40)
+    with contextlib.closing(run.storage()) as storage:
+        storage.insert_many(events(1))
+    remove_through(run.journal_dir, 40)
+    with pytest.raises(journal.JournalPruned, match="event 2 is no longer in"):
+        seqs(RunReader(run.run_dir))
+
+
 def test_runs_are_listed_oldest_first(tmp_path: Path) -> None:
     assert list(iter_runs(tmp_path)) == []
     for name in ("20260103T000000-000000", "20260102T000000-ffffff"):
