@@ -108,18 +108,8 @@ class Run(NamedTuple):
         return self.state / "logs"
 
     def alive(self) -> bool:
-        """Whether the run's kernel holds its lock. A link or a pipe in its place is held by nobody."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        """Whether the run's kernel holds its lock."""
+        return is_held(self.lock)
 
     def read_meta(self) -> dict[str, Any]:
         """Return what the run says of itself; {} when it has not said anything yet, or nothing that can be read."""
@@ -128,6 +118,21 @@ class Run(NamedTuple):
             if isinstance(found, dict):
                 return found
         return {}
+
+
+def is_held(lock: Path) -> bool:
+    """Whether somebody alive holds the flock on this file. A link or a pipe in its place is held by nobody."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _read_json(path: Path) -> Any:

@@ -8,21 +8,17 @@ to take along: what only the journal of a crashed run holds is brought there fir
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import click
 
 from agentos.cli.options import Age
 from agentos.cli.output import print_json, say
 from agentos.clock import SystemClock, rfc3339
-from agentos.runs import Run, locate, recorded_runs, runtime_dir
-
-_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+from agentos.runs import Run, is_held, locate, recorded_runs, runtime_dir
 
 
 @click.command()
@@ -56,18 +52,8 @@ def prune(age_s: float, dry_run: bool, as_json: bool) -> int:
 
 
 def _is_written(run: Run) -> bool:
-    """Whether a recorder holds the record open for writing. A link or a pipe in place of its lock is held by nobody."""
-    try:
-        descriptor = os.open(f"{os.path.realpath(run.database)}.lock", _FLAGS)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    """Whether a recorder holds the record open for writing."""
+    return is_held(Path(f"{os.path.realpath(run.database)}.lock"))
 
 
 def _is_home(run: Run) -> bool:
