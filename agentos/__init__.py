@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agentos.agent.sdk import act as act
     from agentos.agent.sdk import on_cleanup as on_cleanup
     from agentos.agent.sdk import save_state as save_state
+    from agentos.agent.sdk import saved_state as saved_state
     from agentos.agent.sdk import tool as tool
     from agentos.client.kernelspace import KernelSpace as KernelSpace
     from agentos.errors import AgentFailed as AgentFailed
@@ -32,6 +33,7 @@ _HOMES = {
     "act": "agentos.agent.sdk",
     "on_cleanup": "agentos.agent.sdk",
     "save_state": "agentos.agent.sdk",
+    "saved_state": "agentos.agent.sdk",
     "tool": "agentos.agent.sdk",
     "KernelSpace": "agentos.client.kernelspace",
     "AgentFailed": "agentos.errors",

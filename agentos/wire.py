@@ -119,6 +119,12 @@ class Start(NamedTuple):
     level: str
 
 
+class Saved(NamedTuple):
+    """Calls pipe, before Start, if there is one: the state that a previous life of this agent saved last."""
+
+    state: bytes
+
+
 class Query(NamedTuple):
     """Calls pipe: cleanup | save_state | get_state, asked of the agent's runtime thread."""
 
@@ -314,6 +320,7 @@ _TAGS: Final[dict[int, type[Any]]] = {
     20: Verdict,
     21: Start,
     22: Query,
+    23: Saved,
     30: Call,
     31: Reply,
     32: Fault,
@@ -346,7 +353,7 @@ _LARGE_TAGS: Final = frozenset(_TAGS) - {_TAG_OF[cls] for cls in (Hello, Act, Ou
 # What each peer may send; a frame outside its set is a ProtocolError even when it is well formed.
 FROM_AGENT: Final = frozenset({Hello, Act, Outcome, Result, Raised, Answer, Call})
 TO_AGENT_VERDICTS: Final = frozenset({Verdict})
-TO_AGENT_CALLS: Final = frozenset({Hello, Start, Query, Reply, Fault})
+TO_AGENT_CALLS: Final = frozenset({Hello, Saved, Start, Query, Reply, Fault})
 FROM_SENTRY: Final = frozenset({Hello, Delivered, Spawned, SpawnFailed, StateSeen, Exited, TreeGone, Pong, LogGrew})
 TO_SENTRY: Final = frozenset({Deliver, Reap, Ping, Input, WindowSize})
 FROM_CLIENT: Final = frozenset({Hello, Call, Returned, Input, WindowSize})

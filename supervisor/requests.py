@@ -86,6 +86,7 @@ class Request:
     parent: Agent | None = None
     priority: int = 0
     bounds: Mapping[str, Any] = field(default_factory=dict)  # what was asked for beside the policy, for the record
+    state: bytes | None = None  # what the previous life of the agent saved last, for its next one
 
 
 def parse_request(

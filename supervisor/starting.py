@@ -174,6 +174,7 @@ class Starting:
             environment_names=sorted(map(text, env)),
             started_ns=self._clock.wall_ns(),
             held=request.start_paused,
+            saved_state=request.state,  # lost by no life that saves nothing
         )
 
     def _intent(self, request: Request, agent: Agent, program: str) -> dict[str, Any]:
@@ -223,13 +224,18 @@ class Starting:
             self._broker.protocol_fault(agent, ProtocolError(f"it {why} on its calls pipe"))
 
     def _first_words(self, agent: Agent, request: Request) -> bytes:
-        """Return what a Python agent is told first. Raises BadRequest: it is too large to be told at all."""
+        """Return what a Python agent is told first. Raises BadRequest: it is too large to be told at all.
+
+        The state of its previous life has a frame of its own: what could be saved fits, whatever its function takes.
+        """
         start = wire.Start(
             agent.id, agent.name, self._boot["run_id"], request.target, request.pickle, request.args, request.kwargs,
             self._boot["sys_path"], agent.level,
         )  # fmt: skip
         try:
-            return wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid())) + wire.encode(start)
+            hello = wire.encode(wire.Hello(wire.VERSION, "kernel", os.getpid()))
+            saved = b"" if request.state is None else wire.encode(wire.Saved(request.state))
+            return hello + saved + wire.encode(start)
         except ProtocolError as error:
             raise BadRequest(f"{agent.name}: its function and arguments do not fit: {error}; pass a path") from error
 
@@ -281,7 +287,7 @@ def _keep(stdin: int | None, held: contextlib.ExitStack) -> int | None:
 
 
 def _size_in_line(request: Request) -> int:
-    return len(request.pickle or b"") + len(request.args) + len(request.kwargs)
+    return sum(map(len, (request.pickle or b"", request.args, request.kwargs, request.state or b"")))
 
 
 def _check_size(request: Request) -> None:

@@ -61,10 +61,10 @@ def _live(up_fd: int, down_fd: int, calls_fd: int) -> int:
     """Become the agent, run it, clean up. Returns the exit code; raises Terminated when a signal asked for the end."""
     _renew_interpreter()
     incoming = frames(calls_fd, wire.TO_AGENT_CALLS)
-    start = _receive_start(incoming)
+    saved, start = _receive_start(incoming)
     channel = Channel(up_fd, down_fd)
     channel.send(wire.Hello(wire.VERSION, "agent", os.getpid()))
-    agent = AgentProcess(start, channel)
+    agent = AgentProcess(start, channel, saved)
     process.enter(agent)
     agent.runtime = Runtime(agent, incoming)
     agent.runtime.start()
@@ -82,11 +82,15 @@ def _live(up_fd: int, down_fd: int, calls_fd: int) -> int:
         channel.flush()
 
 
-def _receive_start(incoming: Iterator[Any]) -> wire.Start:
+def _receive_start(incoming: Iterator[Any]) -> tuple[bytes | None, wire.Start]:
+    """Return what the previous life of this agent saved, and what shall be run. Raises ProtocolError."""
     hello, start = next(incoming, None), next(incoming, None)
+    saved = start.state if isinstance(start, wire.Saved) else None
+    if saved is not None:
+        start = next(incoming, None)
     if not isinstance(hello, wire.Hello) or hello.version != wire.VERSION or not isinstance(start, wire.Start):
         raise ProtocolError(f"the kernel began with {hello!r} and {type(start).__name__}, not with Hello and Start")
-    return start
+    return saved, start
 
 
 def _run(agent: AgentProcess, start: wire.Start) -> int:

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 
 class AgentProcess:
-    """The agent that this process is. `runtime` is None until its thread runs, and in forked children."""
+    """The agent that this process is. `runtime` is None until its thread runs, and in forked children.
 
-    def __init__(self, start: wire.Start, channel: Channel) -> None:
+    `state` is what it saved last, packed; until then what its previous life did (`saved`).
+    """
+
+    def __init__(self, start: wire.Start, channel: Channel, saved: bytes | None = None) -> None:
         self.id = start.agent_id
         self.name = start.name
         self.run_id = start.run_id
@@ -31,7 +34,7 @@ class AgentProcess:
         self.pid = os.getpid()
         self.channel = channel
         self.runtime: Runtime | None = None
-        self.state = pack_value(None, "the state")
+        self.state = pack_value(None, "the state") if saved is None else saved
         self._cleanups = ExitStack()
 
     @property

@@ -1,8 +1,8 @@
-"""What an agent's own code may say: act, tool, save_state, on_cleanup, current_agent_id.
+"""What an agent's own code may say: act, tool, save_state, saved_state, on_cleanup, current_agent_id.
 
 Re-exported by `agentos`. `act` asks before something happens and raises when it may not; the rest is convenience.
-In a host program `tool` functions run as plain functions and `on_cleanup` keeps nothing; `act` and `save_state`
-say that there is no kernel to ask.
+In a host program `tool` functions run as plain functions and `on_cleanup` keeps nothing; `act`, `save_state`
+and `saved_state` say that there is no kernel to ask.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Final, TypeVar, overload
 
 from agentos import wire
 from agentos.agent.process import AgentProcess, current
-from agentos.errors import BadRequest
-from agentos.values import pack_value
+from agentos.errors import BadRequest, KernelUnavailable, ProtocolError
+from agentos.values import pack_value, unpack_value
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,13 +132,30 @@ class _Use:
 def save_state(value: Any) -> None:
     """Keep `value`, as it is now, as the agent's state, and send it to the kernel.
 
-    Raises NotSerialisable at once, BadRequest outside an agent, KernelUnavailable when the kernel is gone.
+    Raises NotSerialisable at once, BadRequest outside an agent and for what no frame holds, KernelUnavailable when the
+    kernel is gone. What was saved before stays saved then.
     """
     process = _agent("save_state")
     packed = pack_value(value, "the state")
-    process.state = packed
-    if process.runtime is not None:
-        process.runtime.call("save_state", {"value": packed}, lambda *_: None)
+    before, process.state = process.state, packed  # ours first: what we answer is never older than what the kernel has
+    try:
+        if process.runtime is not None:
+            process.runtime.call("save_state", {"value": packed}, lambda *_: None)
+    except ProtocolError as error:
+        process.state = before
+        raise BadRequest(f"save_state: {error}; save it to a file, and its path here") from error
+    except KernelUnavailable:
+        process.state = before
+        raise
+
+
+def saved_state() -> Any:
+    """Return a copy of the state that this agent saved last: a previous life of it, until this one saves.
+
+    None when nothing was ever saved. An agent that is restarted goes on from here. Raises BadRequest outside an agent,
+    ProtocolError when what a previous life saved by other means than `save_state` is no value.
+    """
+    return unpack_value(_agent("saved_state").state)
 
 
 def on_cleanup(function: F) -> F:

@@ -44,7 +44,8 @@ class Agent:
     """One agent under test. Frames arrive in `seen`; every Act is answered by `judge`, every Call by `on_call`.
 
     Both take the frame, and this object if they have a second parameter: they may be called before the test has it.
-    What they return is written as it is, None is no answer. `log` takes the agent's output.
+    What they return is written as it is, None is no answer. `log` takes the agent's output;
+    `saved` is the state of its previous life, packed or not.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Agent:
         on_call: Callable[..., Any] | None = None,
         log: Path | None = None,
         pipe_bytes: int | None = None,
+        saved: Any = None,
         **kwargs: Any,
     ) -> None:
         self.seen: list[Any] = []
@@ -80,6 +82,8 @@ class Agent:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         self.tell(wire.Hello(wire.VERSION, "kernel", os.getpid()))
+        if saved is not None:
+            self.tell(wire.Saved(saved if isinstance(saved, bytes) else pack_value(saved, "saved")))
         self.tell(wire.Start("agent-1", "an-agent", "run-1", target, pickle, *packed, path, level))
 
     def _become(self, channel: tuple[int, int, int], env: dict[str, str], log: Path | None) -> None:

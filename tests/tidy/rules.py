@@ -17,7 +17,7 @@ ROOMS = ("supervisor", "sandbox", "policies")  # folders at the top whose import
 
 FUNCTION_LINES_MAX = 60
 MODULE_LINES_MAX = 400
-LONG_MODULES = {"agentos/wire.py": 500}  # every frame there is, in one place
+LONG_MODULES = {"agentos/wire.py": 520}  # every frame there is, in one place
 
 # Longest prefix wins; a module imports from its own rank or below.
 RANKS = {

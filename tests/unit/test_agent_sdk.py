@@ -178,6 +178,50 @@ def test_a_state_that_cannot_cross_is_refused_and_the_old_one_stays() -> None:
         assert one.result() == "the state {'step': 1}"
 
 
+def test_an_agent_finds_what_its_previous_life_saved_until_it_saves_itself() -> None:
+    def function() -> list[Any]:
+        found = [agentos.saved_state()]
+        found[0]["step"] = 8  # a copy: what is saved is what was saved
+        found.append(agentos.saved_state())
+        agentos.save_state({"step": 9})
+        return [*found, agentos.saved_state()]
+
+    with agent(function, saved={"step": 7}) as one:
+        assert one.result() == [{"step": 8}, {"step": 7}, {"step": 9}]
+    with agent(agentos.saved_state) as one:
+        assert one.result() is None
+
+
+def test_a_state_that_is_no_value_is_said_to_be_none_of_ours() -> None:
+    def function() -> str:
+        try:
+            return str(agentos.saved_state())
+        except errors.ProtocolError as error:
+            return str(error)
+
+    with agent(function, saved=b"\xc1") as one:
+        assert one.result().startswith("not a packed value")
+
+
+def test_the_largest_state_that_can_be_saved_can_be_given_to_the_next_life() -> None:
+    def save() -> None:
+        room = wire.FRAME_BYTES_MAX - 64
+        while True:
+            try:
+                agentos.save_state(b"x" * room)
+            except errors.BadRequest:
+                assert agentos.saved_state() is None
+                room -= 8
+            else:
+                return
+
+    with agent(save) as one:
+        one.result()
+        (call,) = one.of(wire.Call)
+    with agent(lambda: len(agentos.saved_state()), saved=call.params["value"]) as one:
+        assert one.result() > wire.FRAME_BYTES_MAX - 256
+
+
 # --- in a host program -----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +229,6 @@ def test_outside_an_agent_tools_run_and_questions_are_mistakes() -> None:
     assert double(2) == 4
     assert asyncio.run(send("ada")) == "sent to ada"
     assert agentos.on_cleanup(double) is double
-    for call in (lambda: agentos.act("read", "x"), lambda: agentos.save_state(1)):
+    for call in (lambda: agentos.act("read", "x"), lambda: agentos.save_state(1), agentos.saved_state):
         with pytest.raises(errors.BadRequest, match="inside an agent only"):
             call()
