@@ -166,8 +166,9 @@ def storm(client: Client, numbers: list[int]) -> list[Any]:
 
 
 @pytest.mark.parametrize("last", [signal.SIGSTOP, signal.SIGCONT])
-def test_a_thousand_pairs_of_stop_and_cont_end_as_was_asked_last(tmp_path: Path, last: signal.Signals) -> None:
-    pairs = int(os.environ.get("AGENTOS_TEST_PAIRS", "300" if last is signal.SIGSTOP else "1000"))
+def test_many_pairs_of_stop_and_cont_end_as_was_asked_last(tmp_path: Path, last: signal.Signals) -> None:
+    """Of one that computes; tests/storm has ten thousand, with trees, and looks at what is shown meanwhile."""
+    pairs = 300
     first = signal.SIGCONT if last is signal.SIGSTOP else signal.SIGSTOP
     host = Host(tmp_path, {"argv": [SYSTEM_PYTHON, "-c", "while True: pass"]})
     try:
