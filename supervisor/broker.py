@@ -30,6 +30,10 @@ METHOD_MAX: Final = 100
 UNRECORDED_EVERY_S: Final = 0.2  # an agent that tries on and on must not have us tell of nothing else
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
 LARGE_FIELDS: Final = ("argv", "claims", "context")  # of a denial: on record once, not kept for its repetitions
+_NEVER_ENDS: Final = (
+    "SIGSTOP",
+    "SIGCONT",
+)  # of the signals of rules: whoever ends after one of these does so by itself
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
 
@@ -179,7 +183,8 @@ class Broker:
                 if verdict.effect == "deny":
                     self._remember_denial(agent, act, verdict, record)
             elif isinstance(command, decide.Send):
-                agent.ended_by = agent.ended_by or "policy"
+                if command.signal not in _NEVER_ENDS:
+                    agent.ended_by = agent.ended_by or "policy"
                 self._deliver(agent, AgentSignal[command.signal], "tree")
 
     def _refuse_unrecorded(self, agent: Agent, act: wire.Act, record: decide.Record) -> None:
@@ -219,6 +224,7 @@ class Broker:
 
     def _remember_denial(self, agent: Agent, act: wire.Act, verdict: wire.Verdict, record: decide.Record) -> None:
         key = (act.operation, verdict.resource, verdict.reason)
+        self._flush_denial(agent, key)  # several of them may have become durable one after the other, and counted since
         if len(agent.denials) >= DENIALS_TRACKED_MAX:
             self._flush_denial(agent, next(iter(agent.denials)))
         agent.denials[key] = RepeatedDenial(

@@ -215,6 +215,41 @@ def test_a_denial_that_is_counted_keeps_no_large_fields(tmp_path: Path) -> None:
     play(story, tmp_path)
 
 
+def test_no_repetition_is_lost_when_two_identical_denials_become_durable_one_after_the_other(tmp_path: Path) -> None:
+    """Found by tests/fuzz: the second of them began a new count and forgot what had been counted since the first."""
+
+    async def story(bench: Bench) -> None:
+        bench.agent.policy = EffectivePolicy(Policy.builtin("strict"), workspace="/", permissions=[])
+        bench.send(ACT, ACT._replace(id=2))
+        await until(lambda: len(bench.recorded("policy_violation")) == 2)
+        first, second = bench.recorded("policy_violation")
+        bench.recording.acknowledged(first.seq)
+        bench.send(*(ACT._replace(id=number) for number in range(3, 8)))
+        assert [verdict.id for verdict in await bench.verdicts(6)] == [1, 3, 4, 5, 6, 7]
+        bench.recording.acknowledged(second.seq)
+        assert [verdict.id for verdict in await bench.verdicts(1)] == [2]
+        bench.send(ACT._replace(id=8))
+        await bench.verdicts(1)
+        bench.broker.flush_denials(bench.agent)
+        assert sum(event.data["repeats"] for event in bench.recorded("policy_violation_repeated")) == 6
+
+    play(story, tmp_path)
+
+
+@pytest.mark.parametrize(("signal", "ended_by"), [("SIGSTOP", ""), ("SIGCONT", ""), ("SIGKILL", "policy")])
+def test_only_what_may_end_an_agent_is_said_to_have_ended_it(tmp_path: Path, signal: str, ended_by: str) -> None:
+    async def story(bench: Bench) -> None:
+        rule = {"action": "deny", "operation": "read", "resource": "*", "on_violation": signal}
+        policy = Policy.from_yaml(json.dumps({"name": "x", "rules": [rule]}))
+        bench.agent.policy = EffectivePolicy(policy, workspace="/")
+        bench.send(ACT)
+        await until(lambda: bool(bench.recorded("policy_violation")))
+        bench.recording.acknowledged(bench.recording.last_seq)
+        assert (bench.delivered, bench.agent.ended_by) == ([signal], ended_by)
+
+    play(story, tmp_path)
+
+
 def test_whatever_an_agent_sends_waits_while_the_recorder_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
