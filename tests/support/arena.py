@@ -110,7 +110,7 @@ class Arena:
 
 
 @contextmanager
-def arena(base: Path, **kernel: Any) -> Iterator[Arena]:
+def arena(base: Path, witness: Callable[[str], int] = bystander, **kernel: Any) -> Iterator[Arena]:
     """A kernel with its bystander; both must have been well to the end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENTOS_RUNTIME_DIR", str(base / "run"))
@@ -124,7 +124,7 @@ def arena(base: Path, **kernel: Any) -> Iterator[Arena]:
         kernel = {"policy": "permissive", "max_concurrent_agents": 400, **kernel}
         made = Arena(KernelSpace(**kernel), notes)
         try:
-            made.bystander_id = made.start(bystander, str(path))
+            made.bystander_id = made.start(witness, str(path))
             wait_until(lambda: made.waits().actions > 0, what="the bystander to act")
             yield made
             path.unlink()
