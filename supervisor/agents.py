@@ -59,6 +59,7 @@ class Agent:
     context: dict[str, Any]
     grace_s: float
     parent_id: str | None = None
+    priority: int = 0
     environment_names: list[str] = field(default_factory=list)
     timeout_s: float | None = None
     clock: RunningTime | None = None

@@ -26,6 +26,7 @@ from agentos.recorder.event import parse_entry
 from agentos.signals import AgentSignal, describe_exit, parse_signal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
+from agentos.supervisor.overreach import overreach
 from agentos.supervisor.requests import NO_ARGS, Params, check_params, parse_request
 
 if TYPE_CHECKING:
@@ -62,12 +63,16 @@ class Calls:
         """Carry out one call. Raises AgentosError; an unknown or refused method is one."""
         entry = METHODS.get(method)
         if entry is None:
+            if caller.agent is not None:
+                self._refuse(caller, method, "there is no such call")
             raise BadRequest(f"unknown call {method!r}{errors.nearest(method, METHODS)}")
         function, allowed = entry
         role = "agent" if caller.agent is not None else caller.who
         if role not in allowed:
             self._refuse(caller, method, "this call is not for agents" if caller.agent else f"not for a {role}")
         check_params(method, params)
+        if caller.agent is not None and (why := overreach(caller.agent.id, method, params)):
+            self._refuse(caller, method, why)
         return await function(self, caller, params)
 
     def _refuse(self, caller: Caller, method: str, why: str) -> None:
@@ -152,7 +157,13 @@ class Calls:
         permissions = params.get("permissions")
         if not isinstance(permissions, list | None):
             raise BadRequest(f"spawn {name!r}: permissions={permissions!r} must be a list of operations")
-        return {"name": name, "target": target, "permissions": permissions}
+        rate_limit, priority = params.get("rate_limit"), params.get("priority") or 0
+        if rate_limit is not None and rate_limit < 1:
+            raise BadRequest(f"spawn {name!r}: rate_limit={rate_limit!r} must be at least 1")
+        return {
+            "name": name, "target": target, "permissions": permissions, "rate_limit": rate_limit,
+            "priority": min(priority, caller.agent.priority),  # nobody is put before others by an agent
+        }  # fmt: skip
 
     # --- looking ---------------------------------------------------------------------------------------------------
 

@@ -171,6 +171,7 @@ class Starting:
             grace_s=request.grace_s,
             timeout_s=request.timeout_s,
             parent_id=parent.id if parent else None,
+            priority=request.priority,
             environment_names=sorted(map(text, env)),
             started_ns=self._clock.wall_ns(),
             held=request.start_paused,

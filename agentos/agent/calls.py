@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NoReturn, Self
 
+from agentos import arguments
 from agentos.agent.process import AgentProcess, current
 from agentos.agent.runtime import Done
 from agentos.errors import BadRequest, KernelUnavailable, NotPermitted, ProtocolError
@@ -56,22 +57,35 @@ class AgentKernel:
     ) -> Any:
         """Decorator, bare or called, so that a module works in host and agent alike. Returns the function unchanged.
 
-        What it gives is what `spawn` may start as a child; permissions can only narrow what this agent may do.
+        What it gives is what `spawn` may start as a child. Where the host program registered that name, its words hold.
+        Otherwise these do: permissions only narrow what this agent may do, the priority is at most this agent's own.
+        Raises BadRequest for a wrong argument.
         """
         if name is not None and not isinstance(name, str):
-            return self._register(name, None, permissions)
-        return lambda function: self._register(function, name, permissions)
+            return self._register(name, None, permissions, rate_limit, priority)
+        return lambda function: self._register(function, name, permissions, rate_limit, priority)
 
-    def _register(self, function: Callable[..., Any], name: str | None, permissions: list[str] | None) -> Any:
+    def _register(
+        self,
+        function: Callable[..., Any],
+        name: str | None,
+        permissions: list[str] | None,
+        rate_limit: int | None,
+        priority: int,
+    ) -> Any:
+        arguments.function("register", function)
         known = name or name_of(function)
+        self._own[known] = {
+            "target": _target_of(function), **arguments.registration(known, permissions, rate_limit, priority),
+        }  # fmt: skip
         self.learn([(place_of(function), known)])
-        self._own[known] = {"target": _target_of(function), "permissions": permissions}
         return function
 
     def _find(self, agent: Callable[..., Any] | str) -> str:
         """Return the name to spawn. The kernel knows whether there is such an agent; here only the name is sought."""
         if isinstance(agent, str):
             return agent
+        arguments.function("the agent", agent)
         names = sorted(self._names.get(place_of(agent), {name_of(agent)}))
         if len(names) > 1:
             raise BadRequest(
@@ -92,9 +106,15 @@ class AgentKernel:
     ) -> str:
         """Start a registered agent as a child of this one and return its id at once; `wait_all` collects the result.
 
-        Raises NotRegistered, NotSerialisable, BadRequest. The child may do what this agent may and it itself may.
+        Raises NotRegistered, NotSerialisable, BadRequest. The child may do what this agent may and it itself may: any
+        other `parent_id` than this agent's own, and inherit_permissions=False, are NotPermitted.
         """
-        return await self._spawn(agent, args, kwargs, restrictions=additional_restrictions or [])
+        options: dict[str, Any] = {"restrictions": arguments.restrictions(additional_restrictions)}
+        if parent_id is not None:
+            options["parent_id"] = arguments.agent_id("spawn: parent_id", parent_id)
+        if not inherit_permissions:
+            options["inherit_permissions"] = False
+        return await self._spawn(agent, args, kwargs, **options)
 
     async def _spawn(self, agent: Callable[..., Any] | str, args: Any, kwargs: Any, **options: Any) -> str:
         name = self._find(agent)
@@ -120,9 +140,12 @@ class AgentKernel:
         Without `timeout` the child may take as long as this agent. It has this agent's context, which rules rely on;
         giving it another is NotPermitted.
         """
+        options: dict[str, Any] = {}
+        if timeout is not None:
+            options["timeout_s"] = arguments.seconds("execute: timeout", timeout)
         if context:
-            raise NotPermitted("execute: the context of a child is its parent's; an agent cannot give another")
-        child_id = await self._spawn(agent, args, kwargs, timeout_s=timeout)
+            options["context"] = arguments.facts("execute: context", context)
+        child_id = await self._spawn(agent, args, kwargs, **options)
         try:
             return (await self.wait_all([child_id]))[0]
         except ExceptionGroup as failed:
@@ -133,19 +156,22 @@ class AgentKernel:
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
-        if self._process.id in ids:
+        wanted = arguments.agent_ids(ids)
+        if self._process.id in wanted:
             raise BadRequest("wait_all: an agent cannot wait for its own end")
-        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": list(ids)})]
+        return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": wanted})]
 
     # --- signals and status ----------------------------------------------------------------------------------------
 
     async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
         """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        arguments.agent_id("send_signal: agent_id", agent_id)
         done = await self._call("send_signal", {"id": agent_id, "signal": parse_signal(signal).value})
         return bool(done["ok"]) and done["detail"] != "already ended"
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous."""
+        arguments.agent_id("get_agent_status: agent_id", agent_id)
         return status_of(self._call_now("status", {"id": agent_id}))
 
     @property
@@ -173,13 +199,19 @@ class AgentKernel:
         await self._call("shutdown", {})
 
     def add_module(self, *_: object, **__: object) -> NoReturn:
-        """Raise NotPermitted."""
-        raise NotPermitted("add_module: modules live in the host program; add them to its KernelSpace")
+        """Raise NotPermitted, as `shutdown` does."""
+        self._ask_in_vain("add_module", "modules live in the host program; add them to its KernelSpace")
 
     @property
     def policy(self) -> NoReturn:
-        """Raise NotPermitted: an agent cannot add rules to what binds it."""
-        raise NotPermitted("policy: an agent cannot see or change its rules; its host program can")
+        """Raise NotPermitted, as `shutdown` does: an agent cannot add rules to what binds it."""
+        self._ask_in_vain("policy", "an agent cannot see or change its rules; its host program can")
+
+    def _ask_in_vain(self, method: str, why: str) -> NoReturn:
+        """Ask, so that it is on record that this agent tried; what the kernel says, the words for a person are ours."""
+        with contextlib.suppress(NotPermitted):
+            self._call_now(method, {})
+        raise NotPermitted(f"{method}: {why}")
 
     # --- the pipe --------------------------------------------------------------------------------------------------
 

@@ -144,14 +144,10 @@ class KernelSpace:
     ) -> Callable[..., Any]:
         arguments.function("register", function)
         known = name or name_of(function)
-        where = f"register({known!r}): "
-        permissions = arguments.permissions(where, permissions)
-        if rate_limit is not None:
-            arguments.whole_number(f"{where}rate_limit", rate_limit, at_least=1)
-        arguments.whole_number(f"{where}priority", priority)
+        options = arguments.registration(known, permissions, rate_limit, priority)
         if known in self._by_name:
             raise errors.DuplicateAgent(known)
-        entry = Registration(function, known, permissions, rate_limit, priority)
+        entry = Registration(function, known, **options)
         self._by_name[known] = entry
         self._by_function[function] = entry
         return function
@@ -212,8 +208,7 @@ class KernelSpace:
         """
         if parent_id is not None:
             arguments.agent_id("spawn: parent_id", parent_id)
-        what = "restrictions, such as ['no_network']"
-        restrictions = arguments.words("spawn: additional_restrictions", additional_restrictions or [], what)
+        restrictions = arguments.restrictions(additional_restrictions)
         entry = self._find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
         connection = await self._ready(entry)
@@ -255,7 +250,7 @@ class KernelSpace:
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
-        wanted = arguments.words("wait_all: ids", ids, "agent ids, as spawn() returns them")
+        wanted = arguments.agent_ids(ids)
         return [unpack_value(packed) for packed in await self._call("wait_all", {"ids": wanted})]
 
     # --- signals and status ----------------------------------------------------------------------------------------

@@ -119,18 +119,17 @@ def test_a_coordinator_as_the_specification_has_it(kernel: KernelSpace) -> None:
         ([], [], set()),
     ],
 )
-@pytest.mark.parametrize("inherit", [True, False])
 def test_a_child_may_do_what_its_parent_and_it_may(
-    kernel: KernelSpace, permissions: list[str], restrictions: list[str], expected: set[str], inherit: bool
+    kernel: KernelSpace, permissions: list[str], restrictions: list[str], expected: set[str]
 ) -> None:
     prober = register_prober(kernel)
 
     @kernel.register(permissions=permissions)
-    async def parent(restrictions: list[str], inherit: bool) -> dict[str, bool]:
-        child = await kernel.spawn(prober, inherit_permissions=inherit, additional_restrictions=restrictions)
+    async def parent(restrictions: list[str]) -> dict[str, bool]:
+        child = await kernel.spawn(prober, additional_restrictions=restrictions)
         return (await kernel.wait_all([child]))[0]  # type: ignore[no-any-return]
 
-    found = run(kernel, parent, restrictions, inherit)
+    found = run(kernel, parent, restrictions)
     assert {operation for operation, allowed in found.items() if allowed} == expected
 
 
@@ -376,7 +375,8 @@ def test_no_agent_touches_another_that_is_not_below_it(kernel: KernelSpace) -> N
     asyncio.run(main(Path.cwd() / "go"))
 
 
-def test_a_parent_that_is_claimed_is_not_believed(kernel: KernelSpace) -> None:
+def test_a_parent_that_is_claimed_is_refused(kernel: KernelSpace) -> None:
+    """Also one below the caller: whose child a child is decides who bounds it and who may signal it."""
     prober = register_prober(kernel)
 
     @kernel.register(permissions=["read", "write", "execute", "network"])
@@ -385,16 +385,23 @@ def test_a_parent_that_is_claimed_is_not_believed(kernel: KernelSpace) -> None:
             time.sleep(0.01)
 
     @kernel.register(permissions=["read"])
-    async def weak(other: str) -> Any:
-        return await kernel.execute(prober.__name__), by_hand("spawn", {
-            "name": "prober", "parent_id": other, "inherit_permissions": False, "permissions": ["network"],
-        })  # fmt: skip
+    async def weak(other: str, path: str) -> list[Any]:
+        own = kernel.current_agent_id
+        child = await kernel.spawn(mighty, path, parent_id=own)
+        found = await kernel.wait_all([await kernel.spawn(prober, parent_id=own)])
+        for parent_id in (other, child):
+            try:
+                found.append(await kernel.spawn(prober, parent_id=parent_id))
+            except errors.NotPermitted as error:
+                found.append(str(error).replace(parent_id, "ID"))
+        await kernel.send_signal(child, AgentSignal.SIGKILL)
+        return found
 
     async def main(path: Path) -> None:
         other = await kernel.spawn(mighty, str(path))
-        bounded, forged = await kernel.execute(weak, other)
+        bounded, *refused = await kernel.execute(weak, other, str(path))
         assert bounded == {"read": True, "write": False, "execute": False, "network": False}
-        assert await kernel.wait_all([forged.split("'")[1]]) == [bounded]
+        assert refused == ["spawn: parent_id='ID' is not this agent; its children are its own"] * 2
         path.touch()
 
     asyncio.run(main(Path.cwd() / "go"))
@@ -411,6 +418,8 @@ def test_a_parent_that_is_claimed_is_not_believed(kernel: KernelSpace) -> None:
         {"name": "none such", "target": 5},
         {"name": "none such", "target": "json:loads", "permissions": "network"},
         {"name": "none such", "target": "json:loads", "permissions": ["fly"]},
+        {"name": "none such", "target": "json:loads", "rate_limit": 0},
+        {"name": "none such", "target": "json:loads", "priority": "first"},
         {"name": ["prober"]},
         {},
     ],

@@ -6,6 +6,7 @@ which are any agent's to use at level hooks.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import fcntl
 import itertools
@@ -28,6 +29,7 @@ NOTES = struct.Struct("=Qdd")  # actions, worst wait, sum of waits; in seconds
 F_SETPIPE_SZ = 1031  # fcntl.h; CPython has it from 3.10 on some builds only
 LIFE_S = 30.0  # nobody stays longer, whatever becomes of the test
 HEADER = struct.Struct(">I")
+_NUMBERS = itertools.count(2 * 10**9)  # of calls by hand: no id of the agent's own library
 
 
 def bystander(path: str) -> int:
@@ -267,6 +269,95 @@ def speak_for(other: str) -> list[str]:
         except Exception as error:
             said.append(type(error).__name__)
     return said
+
+
+def ask(method: str, params: dict[str, Any]) -> str:
+    """Write one call on the pipe by hand; returns what came of it: the name of the error, or what was answered."""
+    process = current()
+    assert process is not None
+    assert process.runtime is not None
+    number, found = next(_NUMBERS), []
+    arrived = _thread.allocate_lock()
+    arrived.acquire()
+
+    def done(value: Any, error: Exception | None) -> None:
+        found.append(f"done: {value!r}" if error is None else type(error).__name__)
+        arrived.release()
+
+    process.runtime._waiting[number] = done
+    write(wire.encode(wire.Call(number, method, params)))
+    assert arrived.acquire(timeout=LIFE_S), f"{method} was never answered"
+    return str(found[0])
+
+
+def ask_all(asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Write many calls by hand, one after the other."""
+    return [ask(method, params) for method, params in asked]
+
+
+def ask_as_a_child(asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Have a child of this agent ask, about this agent: "PARENT" in what it asks stands for it."""
+    process = current()
+    assert process is not None
+    mine = [(method, _with_parent(params, process.id)) for method, params in asked]
+    kernel = agentos.KernelSpace()
+    kernel.register(ask_all)
+    return asyncio.run(kernel.execute(ask_all, mine))  # type: ignore[no-any-return]
+
+
+def _with_parent(params: dict[str, Any], parent_id: str) -> dict[str, Any]:
+    words = {"PARENT": parent_id}
+    return {
+        key: [words.get(one, one) for one in value] if isinstance(value, list) else words.get(value, value)
+        for key, value in params.items()
+    }
+
+
+def probe() -> list[str]:
+    """Return which of the four operations this agent is allowed."""
+    allowed = []
+    for operation, resource in (
+        ("read", "data/x"), ("write", "data/x"), ("execute", "tools/x"), ("network", "https://example.org/x"),
+    ):  # fmt: skip
+        try:
+            agentos.act(operation, resource)
+            allowed.append(operation)
+        except agentos.PolicyViolationError:
+            pass
+    return allowed
+
+
+def ask_politely(stranger: str) -> dict[str, str]:
+    """Try through the agent's own kernel client whatever would give it more than it has; what was said of each."""
+    kernel: Any = agentos.KernelSpace()
+    kernel.register(permissions=["read", "write", "execute", "network"])(probe)
+    signal_ = agentos.AgentSignal.SIGKILL
+    attempts: dict[str, Any] = {
+        "a foreign parent": lambda: asyncio.run(kernel.spawn(probe, parent_id=stranger)),
+        "no inheritance": lambda: asyncio.run(kernel.spawn(probe, inherit_permissions=False)),
+        "another context": lambda: asyncio.run(kernel.execute(probe, context={"user_role": "admin"})),
+        "send_signal": lambda: asyncio.run(kernel.send_signal(stranger, signal_)),
+        "get_agent_status": lambda: kernel.get_agent_status(stranger),
+        "wait_all": lambda: asyncio.run(kernel.wait_all([stranger])),
+        "add_module": lambda: kernel.add_module(object()),
+        "policy": lambda: kernel.policy.add_rule(action="allow", pattern="*"),
+        "shutdown": lambda: asyncio.run(kernel.shutdown()),
+    }
+    return {name: _said(attempt) for name, attempt in attempts.items()}
+
+
+def _said(attempt: Any) -> str:
+    try:
+        return f"done: {attempt()!r}"
+    except agentos.AgentosError as error:
+        return type(error).__name__
+
+
+def register_wider() -> list[str]:
+    """Start a child whose function says that it may do everything; returns what it may."""
+    kernel = agentos.KernelSpace()
+    kernel.register(permissions=["read", "write", "execute", "network"])(probe)
+    return asyncio.run(kernel.execute(probe))  # type: ignore[no-any-return]
 
 
 def fork_and_act(count: int) -> dict[str, int]:

@@ -28,6 +28,7 @@ RANKS = {
     "agentos.identity": 0,
     "agentos.status": 0,
     "agentos.wire": 1,  # the core: values in, values out
+    "agentos.arguments": 1,
     "agentos.shape": 1,
     "agentos.values": 1,
     "agentos.faults": 1,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import cloudpickle
 import pytest
 from agent_world import Agent, agent, allow_all
+from wrong_arguments import WRONG_CALLS, WRONG_REGISTRATIONS
 
 import agentos
 from agentos import AgentFailed, AgentSignal, KernelSpace, errors, wire
@@ -232,6 +234,8 @@ def test_execute_is_spawn_and_wait_and_raises_the_one_failure_itself() -> None:
         return results
 
     def kernel(call: wire.Call, one: Agent) -> Any:
+        if call.params.get("context"):
+            return to_fault(call.id, errors.NotPermitted("spawn: the context of a child is its parent's"))
         if call.method == "wait_all" and len(one.of(wire.Call)) > 2:
             return to_fault(call.id, SeveralFailed([AgentFailed("it failed", agent_id="child-1")]))
         return answers(call)
@@ -239,9 +243,9 @@ def test_execute_is_spawn_and_wait_and_raises_the_one_failure_itself() -> None:
     with agent(function, on_call=kernel) as one:
         result, failure, refused = one.result()
         spawned = one.of(wire.Call)[0].params
-        assert len(one.of(wire.Call)) == 4
+        assert len(one.of(wire.Call)) == 5
     assert (result, failure) == ("result of child-1", "it failed")
-    assert refused.startswith("execute: the context of a child is its parent's")
+    assert refused == "spawn: the context of a child is its parent's"
     assert (unpack_value(spawned["args"]), unpack_value(spawned["kwargs"])) == ([1], {"key": 2})
     assert spawned["timeout_s"] == 5
 
@@ -350,11 +354,72 @@ def test_what_is_not_for_agents_is_refused_in_plain_words() -> None:
 
     with agent(function, on_call=answers) as one:
         module, policy, shutdown, wait = one.result()
-        assert calls_of(one) == [("shutdown", {})]  # the kernel is asked, and keeps on record that it was
+        asked = [("add_module", {}), ("policy", {}), ("shutdown", {})]
+        assert calls_of(one) == asked  # the kernel is asked, and keeps on record that it was
     assert module.startswith("add_module: modules live in the host program")
     assert policy.startswith("policy: an agent cannot see or change its rules")
     assert shutdown == "shutdown: this call is not for agents"
     assert wait == "wait_all: an agent cannot wait for its own end"
+
+
+def test_what_is_asked_beside_the_arguments_is_the_kernels_to_refuse() -> None:
+    async def function() -> None:
+        kernel = KernelSpace()
+        await kernel.spawn("worker", parent_id="stranger", inherit_permissions=False)
+        await kernel.spawn("worker")
+
+    with agent(function, on_call=answers) as one:
+        one.result()
+        first, second = (params for _, params in calls_of(one))
+    assert (first["parent_id"], first["inherit_permissions"]) == ("stranger", False)
+    assert not {"parent_id", "inherit_permissions", "context", "timeout_s"} & set(second)
+
+
+def test_all_that_register_takes_travels_with_the_spawn() -> None:
+    async def function() -> None:
+        kernel = KernelSpace()
+
+        @kernel.register(permissions=["read"], rate_limit=5, priority=2)
+        def local() -> None: ...
+
+        await kernel.spawn(local)
+
+    with agent(function, on_call=answers) as one:
+        one.result()
+        ((_, params),) = calls_of(one)
+    assert (params["permissions"], params["rate_limit"], params["priority"]) == (["read"], 5, 2)
+
+
+def test_wrong_arguments_are_named_as_in_the_host_program() -> None:
+    """By the very same words; nothing is asked of the kernel."""
+
+    async def function() -> list[str]:
+        kernel: Any = KernelSpace()
+        said = []
+        for name, args, options, _ in WRONG_CALLS:
+            try:
+                await getattr(kernel, name)(*args, **options)
+            except errors.BadRequest as error:
+                said.append(str(error))
+        for options, _ in WRONG_REGISTRATIONS:
+            try:
+                kernel.register(name="a", **options)(function)
+            except errors.BadRequest as error:
+                said.append(str(error))
+        for wrong in (lambda: kernel.get_agent_status(5), lambda: kernel.register()(5)):
+            try:
+                wrong()
+            except errors.BadRequest as error:
+                said.append(str(error))
+        return said
+
+    with agent(function, on_call=answers) as one:
+        said = one.result()
+        assert calls_of(one) == []
+    patterns = [pattern for *_, pattern in (*WRONG_CALLS, *WRONG_REGISTRATIONS)]
+    patterns += [r"get_agent_status: agent_id=5 must be the id of an agent", r"register: 5 is not a function"]
+    assert len(said) == len(patterns)
+    assert [text for text, pattern in zip(said, patterns, strict=True) if not re.search(pattern, text)] == []
 
 
 @pytest.mark.parametrize("value", [threading.Lock(), {"deep": [object()]}], ids=["lock", "object"])
