@@ -83,6 +83,7 @@ class ProcStat:
     state: str
     ppid: int
     start_ticks: int
+    threads: int
 
 
 def read_stat(path: str) -> ProcStat | None:
@@ -91,16 +92,16 @@ def read_stat(path: str) -> ProcStat | None:
     A process whose first thread has ended lives on while others run: Linux shows it as a zombie, we show their state.
     """
     try:
-        text = _read(f"/proc/{path}/stat")
+        text = _read_record(f"/proc/{path}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
     head, _, rest = text.rpartition(b")")  # the name in parentheses may hold anything, parentheses too
     pid, _, name = head.partition(b" (")
-    fields = rest.split()
-    state = fields[0].decode()
-    if state in "ZX" and int(fields[17]) > 1 and "/" not in path:
+    fields = rest.split(None, 20)
+    state, threads = fields[0].decode(), int(fields[17])
+    if state in "ZX" and threads > 1 and "/" not in path:
         state = _state_of_threads(path) or state
-    return ProcStat(int(pid), name.decode("utf-8", "replace"), state, int(fields[1]), int(fields[19]))
+    return ProcStat(int(pid), name.decode("utf-8", "replace"), state, int(fields[1]), int(fields[19]), threads)
 
 
 def _read(path: str) -> bytes:
@@ -113,6 +114,15 @@ def _read(path: str) -> bytes:
     finally:
         os.close(descriptor)
     return data
+
+
+def _read_record(path: str) -> bytes:
+    """Return a file of /proc that is one short record, and so comes whole in the first read."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def dies_of(pid: int, number: int) -> bool:
@@ -140,13 +150,13 @@ def tasks_of(pid: int | str) -> list[str]:
         return []
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the children of every task of `pid`; [] when it is gone.
+def children_of(pid: int, threads: int = 0) -> list[int]:
+    """Return the children of every task of `pid`; [] when it is gone. `threads`: how many it has, if that is known.
 
     The list is only certain while the tasks are stopped (proc_pid_task_children(5)): callers loop to a fix-point.
     """
     found: list[int] = []
-    for task in tasks_of(pid):
+    for task in (pid,) if threads == 1 else tasks_of(pid):
         try:
             found.extend(map(int, _read(f"/proc/{pid}/task/{task}/children").split()))
         except (FileNotFoundError, ProcessLookupError):

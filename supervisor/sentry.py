@@ -39,6 +39,8 @@ class Sentry:
         self._log_told = (0, 0)  # offset and dropped bytes, as the kernel knows them
         self._log_bell_at = 0.0
         self._exit_told = self._kernel_gone = False
+        self._state_told = ""
+        self._heard_of_children = False  # since they were last looked at
         self._wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -90,15 +92,23 @@ class Sentry:
                 elif descriptor in self._outputs:
                     self._copy_output(descriptor)
                 elif descriptor == self._wakeup:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._wakeup, 4096)
-                    self._look_at_children()
+                    self._wait(0)
+            if self._heard_of_children:
+                self._heard_of_children = False
+                self._look_at_children()
             self._ring_log_bell()
 
     def _poll_ms(self) -> float | None:
         if self._log_told == (self._log.offset, self._log.dropped):
             return None
         return max(0.0, (self._log_bell_at - time.monotonic()) * 1000)
+
+    def _wait(self, limit_s: float) -> None:
+        """Wait, but not beyond the next SIGCHLD; what it is about is looked at later."""
+        if select.select([self._wakeup], [], [], limit_s)[0]:
+            self._heard_of_children = True
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wakeup, 4096)
 
     def _read_kernel(self) -> None:
         frames = pipes.read_frames(self._from_kernel, self._decoder)
@@ -123,7 +133,10 @@ class Sentry:
             return
         if seen.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED, os.CLD_TRAPPED):
             os.waitid(os.P_PID, self.leader, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
-            self._tell_state("job control")
+            before = self._state_told
+            news = self._state("job control")
+            if self._state_told != before:  # SIGCHLD comes for our own signals, too, when all is told
+                self._tell(*news)
         else:
             self._tell_exit(seen)
 
@@ -132,12 +145,13 @@ class Sentry:
             if member.state == "Z" and member.parent == os.getpid():
                 self._reap(member.pid)
 
-    def _tell_state(self, mechanism: str) -> None:
+    def _state(self, mechanism: str) -> list[wire.StateSeen]:
         """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
-        found = linux.read_stat(str(self.leader))
-        if found is not None and found.state not in "ZX":
-            halted = not tree.runs(tree.Member(self.leader, os.getpid(), found.state))  # as STOP itself confirms it
-            self._tell(wire.StateSeen("stopped" if halted else "running", mechanism))
+        seen = tree.look(self.leader, os.getpid())
+        if seen is None or seen.state in "ZX":
+            return []
+        self._state_told = "running" if tree.runs(seen) else "stopped"  # as STOP itself confirms it
+        return [wire.StateSeen(self._state_told, mechanism)]
 
     def _tell_exit(self, seen: os.waitid_result) -> None:
         self._exit_told = True
@@ -164,18 +178,18 @@ class Sentry:
         number = signal.Signals(frame.signal)
         if frame.scope == "leader":
             ok = self._signal_leader(number)
-            self._tell_state("signal(leader)")
-            self._tell(wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else self._why_not()))
+            done = wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else self._why_not())
+            self._tell(*self._state("signal(leader)"), done)
             return
         result = self._signal_tree(number)
         detail = f"not confirmed for {', '.join(map(str, result.remaining))}" if result.remaining else ""
-        self._tell_state("signal(tree)")
-        self._tell(wire.Delivered(frame.id, result.ok, result.processes, "signal(tree)", detail))
+        done = wire.Delivered(frame.id, result.ok, result.processes, "signal(tree)", detail)
+        self._tell(*self._state("signal(tree)"), done)  # in one write: the kernel wakes once
 
     def _signal_tree(self, number: signal.Signals) -> tree.TreeResult:
         me = os.getpid()
         if number == signal.SIGSTOP:
-            return tree.stop(me, limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap)
+            return tree.stop(me, limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap, wait=self._wait)
         if number == signal.SIGCONT:
             return tree.resume(me)
         if number == signal.SIGKILL:
@@ -185,10 +199,10 @@ class Sentry:
 
     def _signal_leader(self, number: signal.Signals) -> bool:
         """Signal the leader. It may have executed a program that became another user: then it is not ours to signal."""
-        found = linux.read_stat(str(self.leader))
-        if found is None or found.state in "ZX":
+        leader = tree.look(self.leader, os.getpid())
+        if leader is None or leader.state in "ZX":
             return False
-        reached = tree.send(tree.Member(self.leader, os.getpid(), found.state), number)
+        reached = tree.send(leader, number)
         if number == signal.SIGSTOP:
             return reached and self._wait_until_stopped()
         return self._kill_tree().ok if number == signal.SIGKILL else reached
@@ -200,16 +214,16 @@ class Sentry:
     def _wait_until_stopped(self) -> bool:
         deadline = time.monotonic() + STOP_LIMIT_S
         while time.monotonic() < deadline:
-            if not tree.runs(tree.Member(self.leader, os.getpid(), "")):
+            if not tree.runs(tree.Member(self.leader, os.getpid())):
                 return True
             self._beat()
-            time.sleep(tree.PASS_PAUSE_S)
+            self._wait(tree.PASS_PAUSE_S)
         return False
 
     def _kill_tree(self) -> tree.TreeResult:
         """Stop first, then kill: what is stopped cannot fork away from the list."""
-        tree.stop(os.getpid(), limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap)
-        return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat, reap=self._reap)
+        tree.stop(os.getpid(), limit_s=STOP_LIMIT_S, beat=self._beat, reap=self._reap, wait=self._wait)
+        return tree.kill(os.getpid(), limit_s=KILL_LIMIT_S, beat=self._beat, reap=self._reap, wait=self._wait)
 
     def _reap(self, pid: int) -> bool:
         """Reap an adopted orphan. The leader waits until its exit is on record."""
@@ -275,11 +289,11 @@ class Sentry:
             self._tell(wire.TreeGone(leftover.processes))
         os._exit(0 if leftover.ok else 1)
 
-    def _tell(self, frame: Any) -> None:
+    def _tell(self, *frames: Any) -> None:
         """Say it, waiting for a kernel that does not read: while it is hung nothing is freed. End when it is gone."""
         if self._kernel_gone:
             return
         try:
-            pipes.write_all(self._to_kernel, wire.encode(frame))
+            pipes.write_all(self._to_kernel, b"".join(map(wire.encode, frames)))
         except BrokenPipeError:
             self._end(told=False)

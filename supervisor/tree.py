@@ -1,7 +1,7 @@
 """A process tree below us, without ptrace: list it, stop it, continue it, end it; each confirmed by Linux.
 
-The caller is a subreaper, so its descendants are exactly the tree. Signals go by pidfd after the parentage was read
-again, so a reused pid is never hit. Lists are taken to a fix-point because a running process forks while we look:
+The caller is a subreaper, so its descendants are exactly the tree. Signals go by pidfd after parent and start time were
+read again, so a reused pid is never hit. Lists are taken to a fix-point because a running process forks while we look:
 stop is root first (a stopped parent cannot fork), continue is leaves first (proc(5), notes in docs/limits.md).
 
 A chain of processes that fork and exit at once is in no list: when it is looked at, it is dead and has a child. It
@@ -33,7 +33,9 @@ _GONE: Final = frozenset("ZX")
 class Member:
     pid: int
     parent: int
-    state: str
+    state: str = ""  # as it was listed
+    start_ticks: int = 0  # 0: seen on somebody's list of children, and not looked at
+    threads: int = 0  # 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,33 @@ def members(root: int, *, but: frozenset[int] = frozenset()) -> Iterator[Member]
         if found is None or pid in seen:
             continue
         seen.add(pid)
-        yield Member(pid, parent, found.state)
-        queue.extend((pid, child) for child in linux.children_of(pid))
+        yield _member(found, parent)
+        queue.extend((pid, child) for child in linux.children_of(pid, found.threads))
+
+
+def look(pid: int, parent: int) -> Member | None:
+    """Look at one process; None when it is gone."""
+    found = linux.read_stat(str(pid))
+    return None if found is None else _member(found, parent)
+
+
+def _member(found: linux.ProcStat, parent: int) -> Member:
+    return Member(found.pid, parent, found.state, found.start_ticks, found.threads)
 
 
 def stop(
-    root: int, *, limit_s: float, beat: Callable[[], None] = lambda: None, reap: Callable[[int], bool] = lambda _: False
+    root: int,
+    *,
+    limit_s: float,
+    beat: Callable[[], None] = lambda: None,
+    reap: Callable[[int], bool] = lambda _: False,
+    wait: Callable[[float], None] = time.sleep,
 ) -> TreeResult:
-    """SIGSTOP every descendant of `root` until none can run; confirmed task by task from /proc."""
-    return _Operation(root, signal.SIGSTOP, runs, reap=reap).run(limit_s, beat)
+    """SIGSTOP every descendant of `root` until none can run; confirmed task by task from /proc.
+
+    `wait` may return before its seconds are over when it hears of a child that stopped or ended.
+    """
+    return _Operation(root, signal.SIGSTOP, runs, reap=reap, wait=wait).run(limit_s, beat)
 
 
 def kill(
@@ -75,13 +95,14 @@ def kill(
     limit_s: float,
     beat: Callable[[], None] = lambda: None,
     reap: Callable[[int], bool] = lambda _: False,
+    wait: Callable[[float], None] = time.sleep,
     but: frozenset[int] = frozenset(),
 ) -> TreeResult:
     """SIGKILL every descendant of `root` until none lives.
 
     `reap` is asked to reap a dead child of `root`, and says whether it did: an operation gets slower with their number.
     """
-    return _Operation(root, signal.SIGKILL, _still_lives, reap=reap, but=but).run(limit_s, beat)
+    return _Operation(root, signal.SIGKILL, _still_lives, reap=reap, wait=wait, but=but).run(limit_s, beat)
 
 
 def resume(root: int) -> TreeResult:
@@ -102,6 +123,8 @@ def send(member: Member, number: int) -> bool:
         again = linux.read_stat(str(member.pid))
         if again is None or again.ppid not in (member.parent, os.getpid()):
             return False
+        if member.start_ticks and again.start_ticks != member.start_ticks:  # the parent's pid may be another's, too
+            return False
         signal.pidfd_send_signal(descriptor, number)
     except (ProcessLookupError, PermissionError):  # EPERM: it executed a program that became another user
         return False
@@ -120,12 +143,14 @@ class _Operation:
         needs: Callable[[Member], bool],
         *,
         reap: Callable[[int], bool],
+        wait: Callable[[float], None] = time.sleep,
         but: frozenset[int] = frozenset(),
     ) -> None:
         self._root = root
         self._number = number
         self._needs = needs
         self._reap = reap
+        self._wait = wait
         self._but = but
         self._seen: set[int] = set()  # by the pass before
         self._signalled: set[int] = set()
@@ -150,7 +175,7 @@ class _Operation:
             before = now
             if pending:
                 beat()
-                time.sleep(pause)
+                self._wait(pause)
                 pause = min(pause * 2, PASS_PAUSE_S_MAX)
 
     def _is_reaped(self, member: Member) -> bool:
@@ -172,7 +197,7 @@ class _Operation:
                         continue
                     found = True
                     self._seen.add(pid)
-                    send(Member(pid, parent, ""), self._number)
+                    send(Member(pid, parent), self._number)
             quiet = 0 if found else quiet + 1
             if quiet == _CHASE_QUIET_ROUNDS:
                 return
@@ -187,14 +212,20 @@ def runs(member: Member) -> bool:
 
     Its SIGSTOP stays pending: another thread may take one and stop, and then none that could take the next.
     """
-    for task in linux.tasks_of(member.pid):
-        found = linux.read_stat(f"{member.pid}/task/{task}")
-        if found is None or found.state in _STOPPED or found.state in _GONE:
+    for state in (member.state,) if member.threads == 1 else _states_of_tasks(member.pid):
+        if state in _STOPPED or state in _GONE:
             continue
-        if found.state == "D" and _stop_is_pending(member.pid) and linux.children_of(member.pid):
+        if state == "D" and _stop_is_pending(member.pid) and linux.children_of(member.pid):
             continue
         return True
     return False
+
+
+def _states_of_tasks(pid: int) -> Iterator[str]:
+    for task in linux.tasks_of(pid):
+        found = linux.read_stat(f"{pid}/task/{task}")
+        if found is not None:
+            yield found.state
 
 
 def _stop_is_pending(pid: int) -> bool:
