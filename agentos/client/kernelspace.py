@@ -11,45 +11,25 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar, overload
-
-import cloudpickle
+from typing import Any, Self, TypeVar, overload
 
 from agentos import errors
-from agentos.agent.calls import agent_kernel, arrive, name_of, place_of
+from agentos.agent.calls import agent_kernel, arrive
 from agentos.client import arguments
 from agentos.client.connection import Connection
 from agentos.client.launch import SLOTS, start_kernel
+from agentos.client.registry import Registration, Registry
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
 from agentos.signals import AgentSignal, parse_signal
 from agentos.status import AgentStatus, status_of
 from agentos.values import pack_arguments, unpack_value
 
-MISSING_CHARS_MAX: Final = 2_000  # of the reason why a function cannot travel
-# pickle's own, and what the __reduce__ of somebody's class raises
-_NO_PICKLE: Final = (
-    cloudpickle.pickle.PicklingError, TypeError, AttributeError, ValueError, ImportError, LookupError, OSError,
-    RuntimeError,
-)  # fmt: skip
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _current_agent: ContextVar[str | None] = ContextVar("agentos_current_agent", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """One registered agent function; `pickle` is made at the first use, when all it refers to is defined."""
-
-    function: Callable[..., Any]
-    name: str
-    permissions: list[str] | None
-    rate_limit: int | None
-    priority: int
 
 
 class KernelSpace:
@@ -96,16 +76,14 @@ class KernelSpace:
         self._debug = bool(debug)
         self._require = arguments.level(require)
         self._workspace = arguments.directory("workspace", workspace)
-        self._by_function: dict[Any, Registration] = {}
-        self._by_name: dict[str, Registration] = {}
-        self._told: dict[str, str] = {}  # what the kernel knows by name, and why it has no function: "" when it has
+        self._registry = Registry()
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A kernel that travels into an agent (as a global of its function) arrives as that agent's kernel client."""
-        return arrive, ([(place_of(entry.function), entry.name) for entry in self._by_name.values()],)
+        return arrive, (self._registry.places(),)
 
     # --- registration ----------------------------------------------------------------------------------------------
 
@@ -131,34 +109,8 @@ class KernelSpace:
         Raises DuplicateAgent for a name that is taken, BadRequest for a wrong argument.
         """
         if name is not None and not isinstance(name, str):
-            return self._register(name, None, permissions, rate_limit, priority)
-        return lambda function: self._register(function, name, permissions, rate_limit, priority)
-
-    def _register(
-        self,
-        function: Callable[..., Any],
-        name: str | None,
-        permissions: list[str] | None,
-        rate_limit: int | None,
-        priority: int,
-    ) -> Callable[..., Any]:
-        arguments.function("register", function)
-        known = name or name_of(function)
-        options = arguments.registration(known, permissions, rate_limit, priority)
-        if known in self._by_name:
-            raise errors.DuplicateAgent(known)
-        entry = Registration(function, known, **options)
-        self._by_name[known] = entry
-        self._by_function[function] = entry
-        return function
-
-    def _find(self, agent: Callable[..., Any] | str) -> Registration:
-        if not isinstance(agent, str):
-            arguments.function("the agent", agent)
-        entry = self._by_name.get(agent) if isinstance(agent, str) else self._by_function.get(agent)
-        if entry is None:
-            raise errors.NotRegistered(agent if isinstance(agent, str) else name_of(agent), self._by_name)
-        return entry
+            return self._registry.add(name, None, permissions, rate_limit, priority)
+        return lambda function: self._registry.add(function, name, permissions, rate_limit, priority)
 
     # --- running agents --------------------------------------------------------------------------------------------
 
@@ -178,7 +130,7 @@ class KernelSpace:
         """
         limit_s = self._timeout_s if timeout is None else arguments.seconds("execute: timeout", timeout)
         context = arguments.facts("execute: context", context)
-        entry = self._find(agent)
+        entry = self._registry.find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
         connection = await self._ready(entry)
         params = {"registered": entry.name, "require": self._require, "timeout_s": limit_s, "context": context}
@@ -209,7 +161,7 @@ class KernelSpace:
         if parent_id is not None:
             arguments.agent_id("spawn: parent_id", parent_id)
         restrictions = arguments.restrictions(additional_restrictions)
-        entry = self._find(agent)
+        entry = self._registry.find(agent)
         packed = pack_arguments(entry.name, args, kwargs)
         connection = await self._ready(entry)
         agent_id: str = await connection.begin("spawn", {
@@ -220,33 +172,9 @@ class KernelSpace:
         return agent_id
 
     async def _ready(self, wanted: Registration) -> Connection:
-        """Connect, and send what was registered since the last call, so that agents can name each other.
-
-        What cannot travel stops `wanted` alone: of any other function the kernel is told why it has none.
-        """
         connection = await self._connected()
-        for entry in list(self._by_name.values()):
-            if self._told.get(entry.name) != "":
-                await self._tell(connection, entry, needed=entry is wanted)
+        await self._registry.tell(connection, wanted)
         return connection
-
-    async def _tell(self, connection: Connection, entry: Registration, *, needed: bool) -> None:
-        params = {
-            "name": entry.name, "permissions": entry.permissions, "rate_limit": entry.rate_limit,
-            "priority": entry.priority,
-        }  # fmt: skip
-        try:
-            answer = connection.submit("register", {**params, "pickle": _pickle(entry)})
-            missing = ""
-        except (errors.NotSerialisable, errors.BadRequest) as error:
-            if needed:
-                raise
-            missing = error.type_name if isinstance(error, errors.NotSerialisable) else str(error)
-            if self._told.get(entry.name) == missing:  # it may travel once all it refers to is defined: tried each time
-                return
-            answer = connection.submit("register", {**params, "missing": missing[:MISSING_CHARS_MAX]})
-        await asyncio.wrap_future(answer)
-        self._told[entry.name] = missing
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]:
         """Wait until all ended; results in the order of `ids`. Raises ExceptionGroup with every failure."""
@@ -308,7 +236,7 @@ class KernelSpace:
             except errors.StillAlive:
                 self._connection = self._connection or connection
                 raise
-            self._told.clear()
+            self._registry.forget_told()
             if self._flight_recorder is not None:
                 await asyncio.to_thread(self._flight_recorder.settle)
 
@@ -324,7 +252,7 @@ class KernelSpace:
     def _connect(self) -> Connection:
         with self._starting:
             if self._connection is None or self._connection.lost:
-                self._told.clear()
+                self._registry.forget_told()
                 self._connection = self._launch()
             return self._connection
 
@@ -340,15 +268,6 @@ class KernelSpace:
             connection = Connection(start(**place))
             self._flight_recorder.attach(connection)
         return connection
-
-
-def _pickle(entry: Registration) -> bytes:
-    """Return the function for the agent: by import path where it has one, by value for `__main__` and closures."""
-    try:
-        data: bytes = cloudpickle.dumps(entry.function)
-    except _NO_PICKLE as error:
-        raise errors.NotSerialisable(str(error) or type(error).__name__, f"agent function {entry.name!r}") from error
-    return data
 
 
 def _policy_words(policy: str | Policy) -> tuple[str, str | None, tuple[str, ...]]:
