@@ -106,7 +106,8 @@ class KernelSpace:
     ) -> Any:
         """Decorator, bare or called: make a function (plain or async) an agent. Returns the function unchanged.
 
-        Raises DuplicateAgent for a name that is taken, BadRequest for a wrong argument.
+        Raises DuplicateAgent for a name that is taken, BadRequest for a wrong argument. A function that is typed again,
+        at a prompt or in a notebook, takes the place of what it was.
         """
         if name is not None and not isinstance(name, str):
             return self._registry.add(name, None, permissions, rate_limit, priority)

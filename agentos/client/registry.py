@@ -15,6 +15,7 @@ import cloudpickle
 
 from agentos import arguments, errors
 from agentos.agent.calls import name_of, place_of
+from agentos.client.interactive import is_retyped
 
 if TYPE_CHECKING:
     from agentos.client.connection import Connection
@@ -52,12 +53,19 @@ class Registry:
         rate_limit: int | None,
         priority: int,
     ) -> Callable[..., Any]:
-        """Take in one function and return it. Raises DuplicateAgent, BadRequest."""
+        """Take in one function and return it; typed again, it takes the place of what it was.
+
+        Raises DuplicateAgent, BadRequest.
+        """
         arguments.function("register", function)
         known = name or name_of(function)
         options = arguments.registration(known, permissions, rate_limit, priority)
-        if known in self._by_name:
-            raise errors.DuplicateAgent(known)
+        before = self._by_name.get(known)
+        if before is not None:
+            if not is_retyped(before.function, function):
+                raise errors.DuplicateAgent(known)
+            self._by_function.pop(before.function, None)
+            self._told.pop(known, None)  # the kernel is told anew before the next agent starts
         entry = Registration(function, known, **options)
         self._by_name[known] = entry
         self._by_function[function] = entry
@@ -105,7 +113,8 @@ class Registry:
                 return
             answer = connection.submit("register", {**params, "missing": missing[:MISSING_CHARS_MAX]})
         await asyncio.wrap_future(answer)
-        self._told[entry.name] = missing
+        if self._by_name.get(entry.name) is entry:  # it may have been typed again meanwhile
+            self._told[entry.name] = missing
 
 
 def _pickle(entry: Registration) -> bytes:

@@ -295,6 +295,35 @@ def test_an_agent_that_stops_itself_goes_on_when_it_is_continued(kernel: KernelS
     assert asyncio.run(main()) == [True, False]
 
 
+def test_the_client_works_under_any_loop_and_from_threads(kernel: KernelSpace) -> None:
+    @kernel.register
+    def double(number: int) -> int:
+        return number * 2
+
+    @kernel.register
+    def parent() -> list[Any]:
+        import threading
+
+        import uvloop
+
+        async def both(number: int) -> Any:
+            child = await kernel.spawn(double, number)
+            return [await kernel.execute(double, number + 1), *await kernel.wait_all([child])]
+
+        def work(number: int) -> None:
+            found[number] = (uvloop.run if number % 2 else asyncio.run)(both(number))
+
+        found: dict[int, Any] = {}
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [uvloop.run(both(10)), asyncio.run(both(20)), *(found[number] for number in range(4))]
+
+    assert run(kernel, parent) == [[number * 2 + 2, number * 2] for number in (10, 20, 0, 1, 2, 3)]
+
+
 # --- whom it may not touch -------------------------------------------------------------------------------------------
 
 
