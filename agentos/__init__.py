@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentos.agent.sdk import save_state as save_state
     from agentos.agent.sdk import saved_state as saved_state
     from agentos.agent.sdk import tool as tool
+    from agentos.client.handle import AgentHandle as AgentHandle
     from agentos.client.kernelspace import KernelSpace as KernelSpace
     from agentos.errors import AgentFailed as AgentFailed
     from agentos.errors import AgentosError as AgentosError
@@ -35,6 +36,7 @@ _HOMES = {
     "save_state": "agentos.agent.sdk",
     "saved_state": "agentos.agent.sdk",
     "tool": "agentos.agent.sdk",
+    "AgentHandle": "agentos.client.handle",
     "KernelSpace": "agentos.client.kernelspace",
     "AgentFailed": "agentos.errors",
     "AgentosError": "agentos.errors",

@@ -276,4 +276,4 @@ class LevelUnavailable(HostError):
 
 
 class StateUnavailable(HostError):
-    """The agent's runtime did not answer in time, or the agent is an executable and has none."""
+    """The agent's runtime did not answer in time, or cannot: stopped, ended, not started, or a program without one."""

@@ -126,7 +126,7 @@ class Saved(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Calls pipe: cleanup | save_state | get_state, asked of the agent's runtime thread."""
+    """Calls pipe: cleanup | save_state | get_state, asked of the agent's runtime, which answers each with its state."""
 
     id: int
     what: str

@@ -262,9 +262,11 @@ class Broker:
                 self.note(
                     agent, "agent_raised", {"type": frame.type, "message": frame.message[:TEXT_MAX]}, severity="error"
                 )
-            case wire.Answer():  # one that nobody asked for, or waits for any more, is nothing
+            case wire.Answer():
                 waiting = agent.queries.pop(frame.id, None)
-                if waiting is not None and not waiting.done():
+                if waiting is None:
+                    raise ProtocolError(f"Answer {frame.id} to no question that is open")
+                if not waiting.done():  # nobody waits any more for an answer that comes late
                     waiting.set_result(frame)
             case wire.Call():
                 if len(frame.method) > METHOD_MAX:

@@ -283,6 +283,12 @@ class Calls:
         caller.agent.saved_state = params["value"]
         self._kernel.broker.note(caller.agent, "state_saved", {"bytes": len(params["value"])})
 
+    async def query(self, caller: Caller, params: Params) -> bytes | None:
+        """Ask an agent's runtime: cleanup | save_state | get_state. Returns the packed state for the last."""
+        agent = self._agent(caller, params, "query")
+        state = await self._kernel.queries.ask(agent, params["what"], caller.who)
+        return state if params["what"] == "get_state" else None
+
     async def detach(self, caller: Caller, _: Params) -> None:
         """The host may go; the kernel stays until its last agent ended."""
         self._kernel.attached = False
@@ -373,6 +379,7 @@ METHODS: Final[dict[str, tuple[Method, frozenset[str]]]] = {
     "signal": (Calls.signal, _ANYONE),
     "send_signal": (Calls.signal, _ALSO_AGENTS),
     "status": (Calls.status, _ALSO_AGENTS),
+    "query": (Calls.query, _ALSO_AGENTS),
     "spawn": (Calls.spawn, frozenset({"host", "agent"})),
     "wait_all": (Calls.wait_all, frozenset({"host", "agent"})),
     "save_state": (Calls.save_state, frozenset({"agent"})),

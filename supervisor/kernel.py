@@ -39,6 +39,7 @@ from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.policy_source import load_policy
+from agentos.supervisor.queries import Queries
 from agentos.supervisor.recorder_link import RecorderLink
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.scratch import remove_tree
@@ -105,6 +106,7 @@ class Kernel:
             deliver=self._deliver_soon, on_call=self._on_agent_call, notify=self._notify,
         )  # fmt: skip
         self.endings.broker = self.broker
+        self.queries = Queries(loop, self.broker)
         self.quota = Quota()
         self.slots = Slots(loop, boot["slots"])
         self.starting = Starting(

@@ -32,11 +32,11 @@ _TAKES: Final[dict[str, tuple[type, ...]]] = {  # what a call may hold under eac
     "registered": (str,), "pickle": (bytes,), "args": (bytes, list), "kwargs": (bytes,), "permissions": (list,),
     "restrictions": (list,), "allow": (list,), "deny": (list,), "argv": (list,), "env": (dict,),
     "env_passed": (list,), "context": (dict,), "cwd": (str,), "workspace": (str,), "require": (str,),
-    "priority": (int,), "rate_limit": (int,),
+    "priority": (int,), "rate_limit": (int,), "what": (str,),
 }  # fmt: skip
 _OF_WORDS: Final = ("ids", "permissions", "restrictions", "allow", "deny", "env_passed")
-_ONE_OF_FEW: Final = ("signal", "scope", "state", "require")
-_NEEDED: Final = {"wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name"}
+_ONE_OF_FEW: Final = ("signal", "scope", "state", "require", "what")
+_NEEDED: Final = {"wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name", "query": "what"}
 _NAMES: Final = {str: "text", int: "a number", float: "a number", bytes: "packed bytes", list: "a list", dict: "a map"}
 
 

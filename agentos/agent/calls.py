@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn, Self
 from agentos import arguments
 from agentos.agent.process import AgentProcess, current
 from agentos.agent.runtime import Done
+from agentos.client.handle import AgentHandle
 from agentos.errors import BadRequest, KernelUnavailable, NotPermitted, ProtocolError
 from agentos.signals import AgentSignal, parse_signal
 from agentos.status import AgentStatus, status_of
@@ -174,6 +175,11 @@ class AgentKernel:
         arguments.agent_id("get_agent_status: agent_id", agent_id)
         return status_of(self._call_now("status", {"id": agent_id}))
 
+    def get_agent(self, agent_id: str) -> AgentHandle:
+        """Return a handle on this agent or a descendant: its status, state and clean-up. Synchronous."""
+        arguments.agent_id("get_agent: agent_id", agent_id)
+        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self, self._query)
+
     @property
     def current_agent_id(self) -> str:
         """The id of this agent."""
@@ -212,6 +218,10 @@ class AgentKernel:
         with contextlib.suppress(NotPermitted):
             self._call_now(method, {})
         raise NotPermitted(f"{method}: {why}")
+
+    async def _query(self, agent_id: str, what: str) -> bytes | None:
+        packed: bytes | None = await self._call("query", {"id": agent_id, "what": what})
+        return packed
 
     # --- the pipe --------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ class AgentProcess:
         self.runtime: Runtime | None = None
         self.state = pack_value(None, "the state") if saved is None else saved
         self._cleanups = ExitStack()
+        self._cleaning = threading.RLock()  # asked for and at the end of the function, maybe at once
 
     @property
     def is_first(self) -> bool:
@@ -46,8 +48,12 @@ class AgentProcess:
         self._cleanups.callback(_run_to_its_end, function)
 
     def cleanup(self) -> None:
-        """Run the clean-up functions, last registered first, each once and all of them; raises the last failure."""
-        self._cleanups.pop_all().close()
+        """Run the clean-up functions, last registered first, each once and all of them; raises the last failure.
+
+        Who comes while they run in another thread waits for their end.
+        """
+        with self._cleaning:
+            self._cleanups.pop_all().close()
 
     def decide(self, operation: str, resource: str, **fields: Any) -> wire.Verdict:
         """Ask the kernel and return its verdict when it allows; `fields` are those of Channel.act.

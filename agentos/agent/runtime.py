@@ -83,7 +83,8 @@ class Runtime:
             case wire.Fault():
                 self._waiting.pop(frame.id, _drop)(None, rebuild(frame))
             case wire.Query():
-                threading.Thread(target=self._answer, args=(frame,), name="agentos-query", daemon=True).start()
+                with suppress(RuntimeError):  # no thread is left: no answer, which the kernel says to who asked
+                    threading.Thread(target=self._answer, args=(frame,), name="agentos-query", daemon=True).start()
             case _:
                 raise ProtocolError(f"{type(frame).__name__} after the start")
 
@@ -93,10 +94,8 @@ class Runtime:
         process = self._process
         error = ""
         match query.what:
-            case "get_state":
+            case "get_state" | "save_state":
                 pass
-            case "save_state":
-                process.channel.send(wire.Call(next(self._ids), "save_state", {"value": process.state}))
             case "cleanup":
                 error = self._cleanup()
             case _:

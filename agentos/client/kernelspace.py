@@ -19,6 +19,7 @@ from agentos import errors
 from agentos.agent.calls import agent_kernel, arrive
 from agentos.client import arguments
 from agentos.client.connection import Connection
+from agentos.client.handle import AgentHandle
 from agentos.client.launch import SLOTS, start_kernel
 from agentos.client.registry import Registration, Registry
 from agentos.policies import Policy
@@ -200,6 +201,11 @@ class KernelSpace:
             connection = self._connect()
         return status_of(connection.ask("status", {"id": agent_id}))
 
+    def get_agent(self, agent_id: str) -> AgentHandle:
+        """Return a handle on an agent: its status, signals, state and clean-up. Synchronous. Raises UnknownAgent."""
+        arguments.agent_id("get_agent: agent_id", agent_id)
+        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self, self._query)
+
     @property
     def current_agent_id(self) -> str | None:
         """The agent this task executes, else the one started most recently, else None."""
@@ -243,6 +249,10 @@ class KernelSpace:
 
     async def _call(self, method: str, params: dict[str, Any]) -> Any:
         return await asyncio.wrap_future((await self._connected()).submit(method, params))
+
+    async def _query(self, agent_id: str, what: str) -> bytes | None:
+        packed: bytes | None = await self._call("query", {"id": agent_id, "what": what})
+        return packed
 
     async def _connected(self) -> Connection:
         connection = self._connection

@@ -28,6 +28,8 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "leftovers_killed": "processes that it left behind were ended",
         "execution_refused": "an execution was refused before there was an agent",
         "state_saved": "an agent saved its state",
+        "agent_asked": "a Python agent is asked for its state, or to clean up: what, and by whom",
+        "agent_answered": "what came of that: an answer, or why there is none",
         "action_allowed": "an action was allowed; recorded before it happens",
         "action_outcome": "what became of an allowed action",
         "action_refused": "an action whose record was not durable in time, and which was therefore refused",

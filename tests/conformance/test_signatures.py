@@ -24,6 +24,7 @@ from agentos.agent.calls import AgentKernel
 
 # What the reference shows by use alone: the names it uses, in its order. `...`: it says nothing of a default.
 BY_USE: Final = {
+    "kernel.get_agent": "agent_id",
     "kernel.wait_all": "ids",
     "kernel.is_stopped": "",
     "kernel.wait_for_continue": "",
@@ -40,6 +41,7 @@ OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "kernel.spawn": (KernelSpace.spawn, AgentKernel.spawn),
     "kernel.send_signal": (KernelSpace.send_signal, AgentKernel.send_signal),
     "kernel.get_agent_status": (KernelSpace.get_agent_status, AgentKernel.get_agent_status),
+    "kernel.get_agent": (KernelSpace.get_agent, AgentKernel.get_agent),
     "kernel.wait_all": (KernelSpace.wait_all, AgentKernel.wait_all),
     "kernel.is_stopped": (KernelSpace.is_stopped, AgentKernel.is_stopped),
     "kernel.wait_for_continue": (KernelSpace.wait_for_continue, AgentKernel.wait_for_continue),
@@ -71,7 +73,7 @@ NOT_BUILT: Final = {
     "IATP": ("agentos.modules:IATP",),
     "AMB": ("agentos.modules:AMB",),
 }
-AWAITED: Final = {"SignalDispatcher", "dispatcher.send", "dispatcher.register_handler", "kernel.get_agent"}
+AWAITED: Final = {"SignalDispatcher", "dispatcher.send", "dispatcher.register_handler"}
 BUILT_IN_POLICIES: Final = {"strict": "deny", "permissive": "allow", "audit": "allow"}
 
 

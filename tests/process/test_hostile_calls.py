@@ -46,6 +46,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"agent_id": STRANGER, "signal": "KILL", "scope": "tree"},
     ],
     "status": [{"id": STRANGER}],
+    "query": [{"id": STRANGER, "what": what} for what in ("cleanup", "save_state", "get_state", "x")],
     "wait_all": [{"ids": [STRANGER]}],
     "save_state": [{"value": b"\xc0", "id": STRANGER}, {"value": b"\xc0", "agent_id": STRANGER}],
     "spawn": [
@@ -119,7 +120,7 @@ def test_every_call_of_the_kernel_has_a_row() -> None:
 
 def test_every_call_of_the_client_is_tried() -> None:
     public = {name for name in vars(AgentKernel) if not name.startswith("_")}
-    tried = {"send_signal", "get_agent_status", "wait_all", "add_module", "policy", "shutdown"}
+    tried = {"send_signal", "get_agent_status", "get_agent", "wait_all", "add_module", "policy", "shutdown"}
     assert public == tried | HARMLESS
 
 
@@ -183,7 +184,7 @@ def test_what_the_client_offers_gives_nothing_either(place: Arena) -> None:
     assert said == dict.fromkeys(said, "NotPermitted")
     (attacker,) = {one.agent_id for one in place.events("agent_starting")} - started
     assert [one.data["resource"] for one in refusals(place, attacker)] == [
-        "spawn", "spawn", "spawn", "send_signal", "status", "wait_all", "add_module", "policy", "shutdown",
+        "spawn", "spawn", "spawn", "send_signal", "status", "status", "wait_all", "add_module", "policy", "shutdown",
     ]  # fmt: skip
 
 

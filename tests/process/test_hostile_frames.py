@@ -6,7 +6,6 @@ process and be answered.
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import struct
 import time
@@ -20,7 +19,7 @@ import pytest
 from arena import Arena, arena
 from world import carriers, wait_until
 
-from agentos import AgentSignal, errors, wire
+from agentos import errors, wire
 
 MIB = 1024 * 1024
 ACT = wire.Act(7, "read", "data/x", None, None, "/", {}, "sdk")
@@ -221,20 +220,16 @@ def test_the_name_of_a_call_is_a_name(place: Arena) -> None:
 # --- lies ----------------------------------------------------------------------------------------------------------
 
 
-def test_answers_to_what_nobody_asked_confirm_no_signal(place: Arena, tmp_path: Path) -> None:
-    """An agent that could answer for its sentry could be `stopped` without having stopped."""
-    agent_id = place.start(attackers.answer_what_nobody_asked, str(tmp_path / "ready"))
-    wait_until((tmp_path / "ready").exists)
-    for _ in range(20):
-        answer = place.call("signal", id=agent_id, signal=AgentSignal.SIGUSR1.value)
-        assert (answer["ok"], answer["mechanism"]) == (True, "signal(leader)")
-    (tmp_path / "ready").unlink()
-    (got,) = asyncio.run(place.kernel.wait_all([agent_id]))
-    assert 0 < got <= 20  # Linux does not queue them
+def test_answers_to_what_nobody_asked_end_the_agent(place: Arena) -> None:
+    """An agent that could answer for its sentry could be `stopped` without having stopped, and say what others know."""
+    failed = place.fails(attackers.answer_what_nobody_asked, list(range(300)))
+    (fault,) = place.events("protocol_error", failed.agent_id)
+    assert fault.data["error"] == "Answer 0 to no question that is open"
+    assert failed.signal == signal.SIGKILL
 
 
 def test_an_agent_speaks_for_itself_alone(place: Arena) -> None:
     assert place.run(attackers.speak_for, place.bystander_id) == [errors.NotPermitted.__name__] * 4
     refused = {one.data["resource"] for one in place.events("policy_violation") if one.data["operation"] == "kernel"}
     assert refused == {"stop", "signal", "inspect", "wait", "result", "register", "detach", "log", "start",
-                       "send_signal", "wait_all", "shutdown", "status"}  # fmt: skip
+                       "send_signal", "wait_all", "shutdown", "status", "query"}  # fmt: skip

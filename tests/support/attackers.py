@@ -228,17 +228,10 @@ def wait_for_itself(count: int) -> str:
 # --- lies ----------------------------------------------------------------------------------------------------------
 
 
-def answer_what_nobody_asked(ready: str) -> int:
-    """Forge the answers to whatever the kernel may be waiting for, while `ready` is there; counts SIGUSR1."""
-    got = []
-    signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
-    open(ready, "w").close()
-    lies = b"".join(wire.encode(wire.Answer(number, True, b"", "")) for number in range(300))
-    deadline = time.monotonic() + LIFE_S
-    while os.path.exists(ready) and time.monotonic() < deadline:
-        write(lies)
-        time.sleep(0.005)
-    return len(got)
+def answer_what_nobody_asked(numbers: list[int]) -> None:
+    """Forge the answers to whatever the kernel may be waiting for."""
+    write(b"".join(wire.encode(wire.Answer(number, True, b"", "")) for number in numbers))
+    time.sleep(LIFE_S)
 
 
 def speak_for(other: str) -> list[str]:
@@ -253,6 +246,7 @@ def speak_for(other: str) -> list[str]:
         ("detach", {}),
         ("log", {"event_type": "x"}),
         ("start", {"argv": ["/bin/true"]}),
+        ("query", {"id": other, "what": "cleanup"}),
     ]:
         calls(method, params, 1)
     kernel = agentos.KernelSpace()
@@ -338,6 +332,7 @@ def ask_politely(stranger: str) -> dict[str, str]:
         "another context": lambda: asyncio.run(kernel.execute(probe, context={"user_role": "admin"})),
         "send_signal": lambda: asyncio.run(kernel.send_signal(stranger, signal_)),
         "get_agent_status": lambda: kernel.get_agent_status(stranger),
+        "get_agent": lambda: kernel.get_agent(stranger),
         "wait_all": lambda: asyncio.run(kernel.wait_all([stranger])),
         "add_module": lambda: kernel.add_module(object()),
         "policy": lambda: kernel.policy.add_rule(action="allow", pattern="*"),

@@ -127,6 +127,11 @@ class Hostile:
 
     def answered(self, frame: Any) -> None:
         """What the thread of the runtime reads on the calls pipe."""
+        if isinstance(frame, wire.Query):  # it asked for that itself; some of its questions stay open
+            if self.dice.random() < 0.8:
+                answer = mutants.frame_of(self.dice, wire.Answer)._replace(id=frame.id)
+                self.outgoing.append((wire.encode(answer), ""))
+            return
         self.note(f"R {frame.id} {getattr(frame, 'error', '-')}")
         self.calls_owed.discard(frame.id)
         if isinstance(frame, wire.Reply) and isinstance(frame.value, str):
@@ -184,6 +189,7 @@ class Hostile:
         wanted = {
             "status": ["id"], "send_signal": ["id", "signal", "scope"], "signal": ["id", "signal"], "wait_all": ["ids"],
             "spawn": ["name", "target", "permissions", "restrictions", "timeout_s"], "save_state": ["value"],
+            "query": ["id", "what"],
         }.get(method, [])  # fmt: skip
         names = [name for name in wanted if dice.random() < 0.9]
         names += dice.sample(sorted(self.words), dice.choice((0, 0, 1, 3)))
@@ -198,7 +204,7 @@ class Hostile:
             "scope": (None, "tree", "leader", "x"), "ids": ([self.ids[-1]], self.ids[-2:], ["x"], [], ["x"] * 3_000),
             "name": ("small", "small", "", "x" * 200), "target": TARGETS, "permissions": (None, [], ["read"], ["x"]),
             "restrictions": (None, ["no_network"], ["x"]), "timeout_s": (None, 5.0, 0.01, -1, 2**63, 1e308),
-            "value": (b"", b"\xc0", bytes(70_000)),
+            "value": (b"", b"\xc0", bytes(70_000)), "what": ("get_state", "save_state", "cleanup", "x"),
         }  # fmt: skip
         if name in pools:
             return dice.choice(pools[name])
@@ -213,8 +219,8 @@ class Hostile:
         return makers[dice.choice(self.words[name])]
 
     def send_other(self) -> None:
-        """What needs no answer: reports on actions that never were, answers that nobody asked for, a result, Hello."""
-        cls = self.dice.choice((wire.Outcome, wire.Answer, wire.Result, wire.Raised, wire.Hello))
+        """What needs no answer: reports on actions that never were, a result, Hello."""
+        cls = self.dice.choice((wire.Outcome, wire.Result, wire.Raised, wire.Hello))
         frame = mutants.frame_of(self.dice, cls)
         self.outgoing.append((wire.encode(frame._replace(version=wire.VERSION) if cls is wire.Hello else frame), ""))
 
@@ -337,7 +343,7 @@ class Hostile:
         ways = (
             (50, self.end_clean), (20, self.end_with_what_is_no_frame), (5, self.end_inside_a_frame),
             (5, self.end_killed), (4, self.end_without_up), (4, self.end_without_down), (4, self.end_without_both),
-            (4, self.end_by_returning), (4, self.end_at_once),
+            (4, self.end_by_returning), (4, self.end_at_once), (4, self.end_with_an_answer_to_nothing),
         )  # fmt: skip
         weights, things = zip(*ways, strict=True)
         return self.dice.choices(things, weights)[0]() or 0
@@ -365,6 +371,14 @@ class Hostile:
         self.outgoing.append((data, ""))
         self.pump(1.0)
         os._exit(3)
+
+    def end_with_an_answer_to_nothing(self) -> None:
+        self.settle()
+        self.note("B it answers what nobody asked")
+        self.outgoing.append((wire.encode(wire.Answer(-1, True, b"", "")), ""))
+        self.pump(LIFE_S)
+        self.note("X it lives on")
+        os._exit(4)
 
     def end_inside_a_frame(self) -> None:
         self.flush()

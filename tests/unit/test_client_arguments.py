@@ -74,3 +74,5 @@ def test_a_wrong_argument_of_a_call_is_named_and_starts_nothing(
 def test_the_status_of_no_id_is_refused() -> None:
     with pytest.raises(BadRequest, match=r"get_agent_status: agent_id=None must be the id"):
         KernelSpace().get_agent_status(None)  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match=r"get_agent: agent_id=5 must be the id"):
+        KernelSpace().get_agent(5)  # type: ignore[arg-type]

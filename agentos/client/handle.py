@@ -1,0 +1,85 @@
+"""AgentHandle: one agent, by its id, as `get_agent` returns it in the host program and in an agent alike.
+
+Holds no state of the agent and no connection: each method asks the kernel through the client that made the handle, and
+works wherever that works, in any thread and in any event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from agentos.errors import ProtocolError, StateUnavailable
+from agentos.signals import AgentSignal
+from agentos.status import AgentStatus
+from agentos.values import unpack_value
+
+Query = Callable[[str, str], Awaitable[bytes | None]]  # agent id and what → for get_state the packed state
+
+
+class Client(Protocol):
+    """What a handle needs of a kernel client."""
+
+    def get_agent_status(self, agent_id: str) -> AgentStatus: ...
+
+    async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool: ...
+
+    async def wait_all(self, ids: Sequence[str]) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHandle:
+    """One agent. A value that may be kept: what it names is looked up at each use, also after the agent has ended.
+
+    `cleanup`, `save_state` and `get_state` are answered by a thread of the agent beside its function, which goes on
+    meanwhile. They raise StateUnavailable, which says why, when there is no answer within 2 s: the agent is a program,
+    is stopped, has ended or not started, or lets no other thread run. What is asked, and how it ended, is on record.
+    """
+
+    id: str
+    name: str
+    _client: Client = field(repr=False, compare=False)
+    _query: Query = field(repr=False, compare=False)
+
+    def status(self) -> AgentStatus:
+        """Return a snapshot. Synchronous. Raises UnknownAgent once the kernel has forgotten the agent."""
+        return self._client.get_agent_status(self.id)
+
+    async def send_signal(self, signal: AgentSignal) -> bool:
+        """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        return await self._client.send_signal(self.id, signal)
+
+    async def wait(self) -> Any:
+        """Wait for the end and return the result. Raises what the agent failed with, as `execute` does."""
+        try:
+            return (await self._client.wait_all([self.id]))[0]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def cleanup(self) -> None:
+        """Run what the agent registered with `on_cleanup`, last in, first out, each function once in its life.
+
+        Returns when they have ended. Raises StateUnavailable for one that failed (the others ran), and when they take
+        longer than 2 s; they go on then.
+        """
+        await self._query(self.id, "cleanup")
+
+    async def save_state(self) -> None:
+        """Have the kernel hold what the agent saved last, or None: `get_state` returns it after the end, too.
+
+        What `agentos.saved_state()` returns in the next life of an agent that is restarted. Raises StateUnavailable.
+        """
+        await self._query(self.id, "save_state")
+
+    async def get_state(self) -> Any:
+        """Return what the agent gave to `agentos.save_state` last, None when it saved nothing.
+
+        Of an agent that has ended: what it had saved. Raises StateUnavailable, for an ended agent that saved nothing
+        and for an answer that is no value, too.
+        """
+        packed = await self._query(self.id, "get_state")
+        try:
+            return unpack_value(packed or b"")
+        except ProtocolError as error:
+            raise StateUnavailable(f"get_state of {self.name} ({self.id}): its answer is {error}") from error
