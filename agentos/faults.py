@@ -5,6 +5,7 @@ Closed set: the classes of agentos.errors, and SeveralFailed, which arrives as a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -43,8 +44,16 @@ def _shortened(fault: wire.Fault, room: int) -> list[Any]:
 def rebuild(fault: wire.Fault) -> Exception:
     """Return the exception that `fault` describes: an error of the closed set, or an ExceptionGroup of them."""
     if fault.error == SeveralFailed.__name__:
-        return ExceptionGroup(fault.message, [_rebuild(*each) for each in fault.fields["failures"]])
+        failures = [_rebuild(*each) for each in _several(fault.fields.get("failures"))]
+        return ExceptionGroup(fault.message, failures) if failures else errors.AgentosError(fault.message)
     return _rebuild(fault.error, fault.message, fault.fields)
+
+
+def _several(failures: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return those of several failures that are any: name, message and fields."""
+    kinds = [str, str, dict]
+    found = failures if isinstance(failures, list) else []
+    return [tuple(each) for each in found if isinstance(each, list) and [*map(type, each)] == kinds]
 
 
 def _rebuild(name: str, message: str, fields: dict[str, Any]) -> errors.AgentosError:
@@ -55,5 +64,7 @@ def _rebuild(name: str, message: str, fields: dict[str, Any]) -> errors.AgentosE
     error = cls.__new__(cls, message)
     error.args = (message,)
     for field, value in fields.items():
-        setattr(error, field, tuple(value) if isinstance(value, list) else value)
+        if isinstance(field, str) and not field.startswith("_"):
+            with contextlib.suppress(TypeError, ValueError):  # built in and of another type: no field of ours
+                setattr(error, field, tuple(value) if isinstance(value, list) else value)
     return error

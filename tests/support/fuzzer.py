@@ -86,7 +86,12 @@ def steady(path: str) -> int:
 
 def hostile(seed: str, ledger: str, methods: list[str], words: dict[str, list[str]], ids: list[str]) -> int:
     """Do `steps` things by the dice of `seed`, then end in one of many ways."""
-    return Hostile(random.Random(seed), ledger, methods, words, ids).live()
+    agent = Hostile(random.Random(seed), ledger, methods, words, ids)
+    try:
+        return agent.live()
+    except BaseException:  # a signal asks it to end, or it raises: the library goes on from here
+        agent.let_go("it is unwound")
+        raise
 
 
 class Hostile:
@@ -124,6 +129,13 @@ class Hostile:
         """Whatever goes through the library would take verdicts that are ours to count."""
         self.note(f"X {words!r}")
         raise agentos.errors.KernelUnavailable("this agent uses its pipes by itself")
+
+    def let_go(self, why: str) -> None:
+        """Promise nothing from here on, and let the library act again."""
+        self.note(f"B {why}")
+        process = current()
+        assert process is not None
+        vars(process.channel).pop("act", None)
 
     def answered(self, frame: Any) -> None:
         """What the thread of the runtime reads on the calls pipe."""
@@ -418,10 +430,7 @@ class Hostile:
     def end_by_returning(self) -> int:
         """The library tells the result on the same pipe, and may act for that."""
         self.settle()
-        self.note("B it returns")
-        process = current()
-        assert process is not None
-        del process.channel.act
+        self.let_go("it returns")
         os.set_blocking(self.up, True)
         if self.dice.random() < 0.5:
             raise ValueError("it raises")

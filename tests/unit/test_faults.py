@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from agentos import errors, wire
 from agentos.faults import SeveralFailed, rebuild, to_fault
 
@@ -31,3 +35,20 @@ def test_a_few_failures_keep_every_word() -> None:
     assert isinstance(group, ExceptionGroup)
     assert [str(one) for one in group.exceptions] == [str(one) for one in several.failures]
     assert [vars(one) for one in group.exceptions] == [vars(one) for one in several.failures]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{1.5: None}, {"__class__": 3}, {"__cause__": "x"}, {"args": 5}, {"characters_written": "x"}],
+)
+def test_fields_that_no_error_has_cost_nobody_the_error(fields: dict[Any, Any]) -> None:
+    """Found by tests/fuzz."""
+    error = rebuild(wire.Fault(1, "PolicyViolationError", "denied", {**fields, "reason": "why"}))
+    assert isinstance(error, errors.PolicyViolationError)
+    assert (error.reason, Exception.__str__(error)) == ("why", "denied")
+
+
+@pytest.mark.parametrize("failures", [None, 3, [], [3], [["X", "x"]], [["X", "x", {}, {}]]])
+def test_several_failures_that_are_none_are_one_error(failures: Any) -> None:
+    error = rebuild(wire.Fault(1, "SeveralFailed", "2 failed", {"failures": failures}))
+    assert type(error) is errors.AgentosError
