@@ -7,6 +7,7 @@ code (`get_agent_status`): all it awaits comes from the thread of its Connection
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -81,6 +82,9 @@ class KernelSpace:
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
+
+    # What help(), a prompt and a notebook show: __new__, which any arguments must pass in an agent, says nothing.
+    __signature__ = inspect.Signature(list(inspect.signature(__init__).parameters.values())[1:])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A kernel that travels into an agent (as a global of its function) arrives as that agent's kernel client."""

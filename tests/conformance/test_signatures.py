@@ -35,7 +35,7 @@ PROPERTIES: Final = ("current_agent_id",)
 
 # By the name in the reference: ours in the host program, and in an agent where it exists there, too.
 OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
-    "KernelSpace": (KernelSpace.__init__,),
+    "KernelSpace": (KernelSpace, KernelSpace.__init__),
     "kernel.register": (KernelSpace.register, AgentKernel.register),
     "kernel.execute": (KernelSpace.execute, AgentKernel.execute),
     "kernel.spawn": (KernelSpace.spawn, AgentKernel.spawn),
@@ -45,9 +45,9 @@ OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "kernel.wait_all": (KernelSpace.wait_all, AgentKernel.wait_all),
     "kernel.is_stopped": (KernelSpace.is_stopped, AgentKernel.is_stopped),
     "kernel.wait_for_continue": (KernelSpace.wait_for_continue, AgentKernel.wait_for_continue),
-    "Policy": (Policy.__init__,),
+    "Policy": (Policy,),
     "policy.add_rule": (Policy.add_rule,),
-    "Pattern": (Pattern.__init__,),
+    "Pattern": (Pattern,),
 }
 
 # The other sections: their constructors and calls as the reference has them.
@@ -56,7 +56,7 @@ QUERIED: Final = (
 )
 RECORDER: Final = {
     "FlightRecorder": (
-        FlightRecorder.__init__,
+        FlightRecorder,
         'storage="memory", connection_string=None, retention_days=90, compression=True, encryption_key=None',
     ),
     "recorder.log": (FlightRecorder.log, 'event_type: str, agent_id: str, data: dict, severity: str = "info"'),
