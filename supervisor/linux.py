@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PR_SET_DUMPABLE: Final = 4
@@ -74,8 +74,7 @@ def _close_range(first: int, last: int) -> None:
         os.closerange(first, min(last + 1, os.sysconf("SC_OPEN_MAX")))  # Linux < 5.9
 
 
-@dataclass(frozen=True, slots=True)
-class ProcStat:
+class ProcStat(NamedTuple):
     """The fields of /proc/PID/stat that we act on (proc_pid_stat(5))."""
 
     pid: int
@@ -150,13 +149,13 @@ def tasks_of(pid: int | str) -> list[str]:
         return []
 
 
-def children_of(pid: int, threads: int = 0) -> list[int]:
-    """Return the children of every task of `pid`; [] when it is gone. `threads`: how many it has, if that is known.
+def children_of(pid: int, tasks: Iterable[str] = ()) -> list[int]:
+    """Return the children of every task of `pid`; [] when it is gone. `tasks`: their ids, if they were listed already.
 
     The list is only certain while the tasks are stopped (proc_pid_task_children(5)): callers loop to a fix-point.
     """
     found: list[int] = []
-    for task in (pid,) if threads == 1 else tasks_of(pid):
+    for task in tasks or tasks_of(pid):
         try:
             found.extend(map(int, _read(f"/proc/{pid}/task/{task}/children").split()))
         except (FileNotFoundError, ProcessLookupError):

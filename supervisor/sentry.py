@@ -20,6 +20,7 @@ from agentos.supervisor.spawn import Stdio, fork_agent
 
 STOP_LIMIT_S: Final = 5.0  # a runaway fork bomb without a pids limit may take longer; the answer then says so
 KILL_LIMIT_S: Final = 60.0
+BEAT_S: Final = 0.2  # the kernel counts in seconds
 DOORBELL_S: Final = 0.02  # followers of the log are told at most fifty times a second
 
 
@@ -39,8 +40,9 @@ class Sentry:
         self._log_told = (0, 0)  # offset and dropped bytes, as the kernel knows them
         self._log_bell_at = 0.0
         self._exit_told = self._kernel_gone = False
-        self._state_told = ""
-        self._heard_of_children = False  # since they were last looked at
+        self._heard_of_children = False  # since they were last looked at,
+        self._state_is_told = False  # and its state was told since we last heard
+        self._beat_at = 0.0
         self._wakeup, wakeup_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -93,7 +95,7 @@ class Sentry:
                     self._copy_output(descriptor)
                 elif descriptor == self._wakeup:
                     self._wait(0)
-            if self._heard_of_children:
+            while self._heard_of_children:
                 self._heard_of_children = False
                 self._look_at_children()
             self._ring_log_bell()
@@ -106,7 +108,7 @@ class Sentry:
     def _wait(self, limit_s: float) -> None:
         """Wait, but not beyond the next SIGCHLD; what it is about is looked at later."""
         if select.select([self._wakeup], [], [], limit_s)[0]:
-            self._heard_of_children = True
+            self._heard_of_children, self._state_is_told = True, False
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wakeup, 4096)
 
@@ -133,10 +135,8 @@ class Sentry:
             return
         if seen.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED, os.CLD_TRAPPED):
             os.waitid(os.P_PID, self.leader, os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
-            before = self._state_told
-            news = self._state("job control")
-            if self._state_told != before:  # SIGCHLD comes for our own signals, too, when all is told
-                self._tell(*news)
+            if not self._state_is_told:  # SIGCHLD comes for our own signals, too
+                self._tell(*self._state("job control"))
         else:
             self._tell_exit(seen)
 
@@ -147,11 +147,12 @@ class Sentry:
 
     def _state(self, mechanism: str) -> list[wire.StateSeen]:
         """Say what /proc shows now, not what the last event said: events of the past may already be untrue."""
+        self._wait(0)  # what SIGCHLD has told of so far is told with this
         seen = tree.look(self.leader, os.getpid())
         if seen is None or seen.state in "ZX":
             return []
-        self._state_told = "running" if tree.runs(seen) else "stopped"  # as STOP itself confirms it
-        return [wire.StateSeen(self._state_told, mechanism)]
+        self._state_is_told = True
+        return [wire.StateSeen("running" if tree.runs(seen) else "stopped", mechanism)]  # as STOP itself confirms it
 
     def _tell_exit(self, seen: os.waitid_result) -> None:
         self._exit_told = True
@@ -176,6 +177,7 @@ class Sentry:
 
     def _deliver(self, frame: wire.Deliver) -> None:
         number = signal.Signals(frame.signal)
+        self._beat_at = time.monotonic() + BEAT_S
         if frame.scope == "leader":
             ok = self._signal_leader(number)
             done = wire.Delivered(frame.id, ok, int(ok), "signal(leader)", "" if ok else self._why_not())
@@ -231,6 +233,9 @@ class Sentry:
 
     def _beat(self) -> None:
         """A long tree operation must not look like a hung sentry; and a hung kernel must not hold it up."""
+        if time.monotonic() < self._beat_at:
+            return
+        self._beat_at = time.monotonic() + BEAT_S
         writable = select.poll()
         writable.register(self._to_kernel, select.POLLOUT)
         if writable.poll(0) == [(self._to_kernel, select.POLLOUT)]:

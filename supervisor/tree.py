@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentos.supervisor import linux
 
@@ -29,13 +29,12 @@ _STOPPED: Final = frozenset("Tt")
 _GONE: Final = frozenset("ZX")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     pid: int
     parent: int
     state: str = ""  # as it was listed
     start_ticks: int = 0  # 0: seen on somebody's list of children, and not looked at
-    threads: int = 0  # 0: not known
+    tasks: tuple[str, ...] = ()  # its threads; (): not listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +55,21 @@ def members(root: int, *, but: frozenset[int] = frozenset()) -> Iterator[Member]
     seen: set[int] = set()
     while queue:
         parent, pid = queue.pop(0)
-        found = linux.read_stat(str(pid))
-        if found is None or pid in seen:
+        member = look(pid, parent) if pid not in seen else None
+        if member is None:
             continue
         seen.add(pid)
-        yield _member(found, parent)
-        queue.extend((pid, child) for child in linux.children_of(pid, found.threads))
+        yield member
+        queue.extend((pid, child) for child in linux.children_of(pid, member.tasks))
 
 
 def look(pid: int, parent: int) -> Member | None:
     """Look at one process; None when it is gone."""
     found = linux.read_stat(str(pid))
-    return None if found is None else _member(found, parent)
-
-
-def _member(found: linux.ProcStat, parent: int) -> Member:
-    return Member(found.pid, parent, found.state, found.start_ticks, found.threads)
+    if found is None:
+        return None
+    tasks = (str(pid),) if found.threads == 1 else tuple(linux.tasks_of(pid))
+    return Member(pid, parent, found.state, found.start_ticks, tasks)
 
 
 def stop(
@@ -212,7 +210,7 @@ def runs(member: Member) -> bool:
 
     Its SIGSTOP stays pending: another thread may take one and stop, and then none that could take the next.
     """
-    for state in (member.state,) if member.threads == 1 else _states_of_tasks(member.pid):
+    for state in _states_of_tasks(member):
         if state in _STOPPED or state in _GONE:
             continue
         if state == "D" and _stop_is_pending(member.pid) and linux.children_of(member.pid):
@@ -221,9 +219,14 @@ def runs(member: Member) -> bool:
     return False
 
 
-def _states_of_tasks(pid: int) -> Iterator[str]:
-    for task in linux.tasks_of(pid):
-        found = linux.read_stat(f"{pid}/task/{task}")
+def _states_of_tasks(member: Member) -> Iterator[str]:
+    """Yield the state of every task. That of the process is that of its first one, and was read when it was listed."""
+    unread = member.tasks or linux.tasks_of(member.pid)
+    if member.tasks:
+        yield member.state
+        unread = [task for task in member.tasks if task != str(member.pid)]
+    for task in unread:
+        found = linux.read_stat(f"{member.pid}/task/{task}")
         if found is not None:
             yield found.state
 
