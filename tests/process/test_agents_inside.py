@@ -295,6 +295,24 @@ def test_an_agent_that_stops_itself_goes_on_when_it_is_continued(kernel: KernelS
     assert asyncio.run(main()) == [True, False]
 
 
+def test_a_rate_limit_that_only_the_agent_knows_of_holds(kernel: KernelSpace) -> None:
+    @kernel.register(permissions=["read"])
+    async def parent() -> list[Any]:
+        from attackers import probe
+
+        kernel.register(permissions=["read"], rate_limit=2)(probe)
+        said = [await kernel.execute(probe) for _ in range(2)]
+        try:
+            await kernel.execute(probe)
+        except agentos.RateLimitedError as refusal:
+            said.append(0 < refusal.retry_after_s <= 60)
+        return said
+
+    assert run(kernel, parent) == [["read"], ["read"], True]
+    refused = [event.data for event in record(kernel) if event.event_type == "execution_refused"]
+    assert [(one["name"], one["limit"]) for one in refused] == [("probe", 2)]
+
+
 def test_the_client_works_under_any_loop_and_from_threads(kernel: KernelSpace) -> None:
     @kernel.register
     def double(number: int) -> int:
