@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from agentos.errors import BadRequest, nearest
+from agentos.supervisor.restarts import parse_restart
 
 PERMISSIONS: Final = ("read", "write", "execute", "network")
 _SHOWN_CHARS_MAX: Final = 100  # of a value in an error text
@@ -41,13 +42,17 @@ def operations(where: str, value: Any) -> list[str] | None:
     return list(value)
 
 
-def registration(name: str, permissions: Any, rate_limit: Any, priority: Any) -> dict[str, Any]:
+def registration(name: str, permissions: Any, rate_limit: Any, priority: Any, restart: Any) -> dict[str, Any]:
     """Check what `register` takes beside the name; return it by name."""
     where = f"register({name!r}): "
     if rate_limit is not None:
         whole_number(f"{where}rate_limit", rate_limit, at_least=1)
     whole_number(f"{where}priority", priority)
-    return {"permissions": operations(where, permissions), "rate_limit": rate_limit, "priority": priority}
+    parse_restart(f"{where}restart=", restart)
+    return {
+        "permissions": operations(where, permissions), "rate_limit": rate_limit, "priority": priority,
+        "restart": restart,
+    }  # fmt: skip
 
 
 def restrictions(value: Any) -> list[str]:

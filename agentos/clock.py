@@ -45,22 +45,32 @@ class RunningTime:
     supervisors have shipped (systemd issue 38517).
     """
 
-    __slots__ = ("_left_s", "_since_s")
+    __slots__ = ("_left_s", "_paused_s", "_since_s", "_stood_s")
 
     def __init__(self, limit_s: float) -> None:
         self._left_s = limit_s
         self._since_s: float | None = None
+        self._paused_s: float | None = None
+        self._stood_s = 0.0
 
     def resume(self, now_s: float) -> None:
         if self._since_s is None:
             self._since_s = now_s
+            self._stood_s = self.stood_s(now_s)
+            self._paused_s = None
 
     def pause(self, now_s: float) -> None:
         if self._since_s is not None:
             self._left_s -= now_s - self._since_s
             self._since_s = None
+        if self._paused_s is None:
+            self._paused_s = now_s
 
     def left_s(self, now_s: float) -> float:
         """Return the seconds of running time left; negative once it is over."""
         spent = 0.0 if self._since_s is None else now_s - self._since_s
         return self._left_s - spent
+
+    def stood_s(self, now_s: float) -> float:
+        """Return the seconds for which it was paused so far."""
+        return self._stood_s + (0.0 if self._paused_s is None else now_s - self._paused_s)

@@ -10,15 +10,19 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agentos import lifecycle, wire
 from agentos.clock import RunningTime, rfc3339
 from agentos.errors import HostError
 from agentos.lifecycle import State
 from agentos.policies import EffectivePolicy
+from agentos.signals import describe_exit
 from agentos.supervisor.intake import Intake
 from agentos.supervisor.outbox import Outbox
+
+if TYPE_CHECKING:
+    from agentos.supervisor.lineage import Lineage
 
 ENDED_KEPT: Final = 2_000
 COMMAND_CHARS_MAX: Final = 1_000  # of a row: thousands of rows are one answer
@@ -77,7 +81,15 @@ class Agent:
     exit_signal: int | None = None
     exited: wire.Exited | None = None  # told by the sentry; on record a moment later
     exit_on_record: bool = False
-    in_line: bool = False  # on record, not forked: it waits for a slot
+    in_line: bool = False  # not forked yet: it waits for a slot, or to be restarted
+    waited: bool = False  # it was in line: whoever asked for it had its answer before it was born
+    lineage: Lineage | None = None  # of an agent that may be restarted
+    previous_id: str | None = None  # the life before this one
+    successor: Agent | None = None  # the life after it
+    restarts: int = 0  # how many lives came before it
+    restart_at_ns: int = 0  # when it will be started again; 0 when it waits for no such time
+    commanded: bool = False  # somebody told it to end: it is not restarted
+    failed: str = ""  # why it is not restarted, although its policy asks for it
     start_error: str = ""  # why it could not be started when its turn came
     lost: bool = False  # its sentry died: how the agent ended is not known
     # the last STOP or CONT that was commanded was a STOP: its clocks stand still while it is stopped
@@ -134,6 +146,21 @@ class Agent:
         return self.start_error
 
     @property
+    def came_to_be(self) -> bool:
+        """Whether there was a process that ran the program."""
+        return bool(self.pid) and not self.why_not_started
+
+    @property
+    def how_it_ended(self) -> str:
+        """Say how, and on whose account, in a few words."""
+        if not self.came_to_be:
+            return f"it could not be started: {self.why_not_started}" if self.why_not_started else "it never started"
+        if self.exit_code is None and self.exit_signal is None:
+            return "its end was not seen"
+        how = describe_exit(self.exit_code, self.exit_signal)
+        return f"{how}, {self.ended_by}" if self.ended_by else how
+
+    @property
     def ended(self) -> bool:
         return self.state in lifecycle.ENDED
 
@@ -182,6 +209,12 @@ class Agent:
             "exit_code": self.exit_code,
             "exit_signal": self.exit_signal,
             "ended_by": self.ended_by,
+            "restart": str(self.lineage.policy) if self.lineage is not None else "never",
+            "restarts": self.restarts,
+            "restart_at": rfc3339(self.restart_at_ns) if self.restart_at_ns and not self.ended else None,
+            "previous_id": self.previous_id,
+            "next_id": self.successor.id if self.successor is not None else None,
+            "failed": self.failed,
         }
 
 
@@ -201,9 +234,13 @@ class Agents:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Agent] = {}
+        self._parents: set[str] = set()  # who has children: nobody else's end has to look for them
 
     def add(self, agent: Agent) -> None:
         self._by_id[agent.id] = agent
+        parent = self.get(agent.parent_id) if agent.parent_id is not None else None
+        if parent is not None and not parent.gone.is_set():
+            self._parents.add(parent.id)
         if len(self._by_id) > ENDED_KEPT:
             for old in [one for one in self._by_id.values() if one.gone.is_set()][: len(self._by_id) - ENDED_KEPT]:
                 del self._by_id[old.id]
@@ -238,6 +275,13 @@ class Agents:
 
     def living(self) -> list[Agent]:
         return [one for one in self._by_id.values() if not one.gone.is_set()]
+
+    def children(self, agent: Agent) -> list[Agent]:
+        """Return the living ones of an agent that is gone."""
+        if agent.id not in self._parents:
+            return []
+        self._parents.discard(agent.id)
+        return [one for one in self.living() if one.parent_id == agent.id]
 
     def is_descendant(self, agent: Agent, ancestor_id: str) -> bool:
         """Whether `agent` is `ancestor_id` or was spawned below it."""

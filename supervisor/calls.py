@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos import errors, lifecycle
 from agentos.errors import (
-    AgentFailed,
     AgentosError,
     AgentTimeoutError,
     BadRequest,
@@ -26,8 +25,10 @@ from agentos.recorder.event import parse_entry
 from agentos.signals import AgentSignal, describe_exit, parse_signal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
+from agentos.supervisor.lineage import last_life, latest
+from agentos.supervisor.outcome import outcome
 from agentos.supervisor.overreach import overreach
-from agentos.supervisor.requests import NO_ARGS, Params, check_params, parse_request
+from agentos.supervisor.requests import NO_ARGS, Params, Request, check_params, parse_request
 
 if TYPE_CHECKING:
     from agentos.supervisor.kernel import Kernel
@@ -109,13 +110,16 @@ class Calls:
         self, params: Params, parent: Agent | None, descriptors: list[int], *, bounded: bool = True
     ) -> Agent:
         kernel = self._kernel
-        agent_id = kernel.starting.new_id()
-        request = parse_request(
-            params, parent, bounded=bounded, policy=kernel.policy, boot=kernel.boot, quota=kernel.quota,
-            agent_id=agent_id, private=str(kernel.starting.private_path(agent_id)),
-        )  # fmt: skip
+
+        def again(agent_id: str, state: bytes | None = None) -> Request:
+            return parse_request(
+                params, parent, bounded=bounded, policy=kernel.policy, boot=kernel.boot, quota=kernel.quota,
+                agent_id=agent_id, private=str(kernel.starting.private_path(agent_id)), state=state,
+            )  # fmt: skip
+
+        request = again(kernel.starting.new_id())
         self._count(request.name, params.get("rate_limit"))
-        return await kernel.starting.start(request, descriptors[0] if descriptors else None)
+        return await kernel.starting.start(request, descriptors[0] if descriptors else None, again)
 
     def _count(self, name: str, limit: int | None) -> None:
         try:
@@ -128,7 +132,8 @@ class Calls:
     async def register(self, _: Caller, params: Params) -> None:
         """Keep what the host registered, so that agents can name it for their children."""
         self._registered[params["name"]] = {
-            key: params.get(key) for key in ("name", "pickle", "permissions", "rate_limit", "priority", "missing")
+            key: params.get(key)
+            for key in ("name", "pickle", "permissions", "rate_limit", "priority", "missing", "restart")
         }
 
     async def spawn(self, caller: Caller, params: Params) -> str:
@@ -162,6 +167,7 @@ class Calls:
             raise BadRequest(f"spawn {name!r}: rate_limit={rate_limit!r} must be at least 1")
         return {
             "name": name, "target": target, "permissions": permissions, "rate_limit": rate_limit,
+            "restart": params.get("restart"),
             "priority": min(priority, caller.agent.priority),  # nobody is put before others by an agent
         }  # fmt: skip
 
@@ -191,6 +197,8 @@ class Calls:
         scope = params.get("scope")
         if scope not in (None, "tree", "leader"):
             raise BadRequest(f"unknown scope {str(scope)[:ID_MAX]!r}; known: tree, leader")
+        if signal in (AgentSignal.SIGTERM, AgentSignal.SIGKILL):  # who wants an end wants that of the agent's next life
+            agent = latest(agent)
         done = await self._kernel.endings.send(agent, signal, scope, caller.who)
         killed = done.ok and signal is AgentSignal.SIGKILL
         if killed or (done.ok and _ends_it(agent, signal)):  # Linux says so; it is known here a moment later
@@ -202,19 +210,23 @@ class Calls:
 
     async def stop(self, caller: Caller, params: Params) -> dict[str, Any]:
         agent = self._agent(caller, params)
-        await self._kernel.endings.stop(agent, params.get("grace_s"), caller.who)
+        await self._kernel.endings.stop(latest(agent), params.get("grace_s"), caller.who)
+        agent = await last_life(agent)
         how = describe_exit(agent.exit_code, agent.exit_signal)
         return {"ok": True, "exit_code": agent.exit_code, "exit_signal": agent.exit_signal, "detail": how}
 
     async def wait(self, caller: Caller, params: Params) -> dict[str, Any]:
-        """Return once the agent reached `state` (exited, stopped, running) or ended. Raises AgentTimeoutError."""
+        """Return once the agent reached `state` (exited, stopped, running) or ended. Raises AgentTimeoutError.
+
+        It has ended when it is not restarted any more; until then its next lives are waited for as well.
+        """
         agent = self._agent(caller, params)
         reached = _WAITED.get(params.get("state") or "exited")
         if reached is None:
             raise BadRequest(f"unknown state {params.get('state')!r}; known: {', '.join(_WAITED)}")
         limit_s = params.get("timeout_s")
         try:
-            await asyncio.wait_for(_until(agent, reached), limit_s)
+            agent = await asyncio.wait_for(_any_life(agent, reached), limit_s)
         except TimeoutError:
             raise AgentTimeoutError(f"{agent.name} did not get there within {limit_s:g} s", agent_id=agent.id,
                                     timeout_s=limit_s or 0.0) from None  # fmt: skip
@@ -223,16 +235,13 @@ class Calls:
 
     async def result(self, caller: Caller, params: Params) -> bytes:
         """Wait for the end of a Python agent and return its packed result. Raises how else it ended."""
-        agent = self._agent(caller, params)
-        await agent.gone.wait()
-        return outcome(agent)
+        return outcome(await last_life(self._agent(caller, params)))
 
     async def wait_all(self, caller: Caller, params: Params) -> list[bytes]:
         """Wait until all of `ids` ended; their packed results in order, else every failure at once."""
         agents = [self._agent(caller, {"id": one}, "wait_all") for one in params["ids"]]
         async with self._blocked(caller.agent):
-            for agent in agents:
-                await agent.gone.wait()
+            agents = [await last_life(agent) for agent in agents]
         results, failures = [], []
         for agent in agents:
             try:
@@ -299,53 +308,24 @@ class Calls:
         await self._kernel.shut_down("shutdown")
 
 
-def outcome(agent: Agent) -> bytes:
-    """Return the packed result of an ended agent, or raise what became of it."""
-    if agent.timed_out:
-        raise AgentTimeoutError(
-            f"{agent.name} ran longer than {agent.timeout_s:g} s", agent_id=agent.id, timeout_s=agent.timeout_s or 0.0
-        )
-    if agent.raised is not None and agent.raised.violation is not None:
-        raise violation(agent.raised.violation)
-    if agent.raised is not None:
-        raised = agent.raised
-        raise AgentFailed(f"{agent.name} raised {raised.type}: {raised.message}", agent_id=agent.id,
-                          remote_type=raised.type, remote_traceback=raised.traceback)  # fmt: skip
-    if agent.result is not None and agent.exit_code == 0:
-        agent.collected = True
-        return agent.result
-    if agent.ended_by == "policy":
-        last = f"{agent.name} was ended by its policy"
-        raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
-    if agent.spawn_error is not None or agent.start_error:
-        raise AgentFailed(f"{agent.name} could not be started: {agent.why_not_started}", agent_id=agent.id)
-    if agent.exit_code is None and agent.exit_signal is None:
-        raise AgentFailed(f"{agent.name} was ended before it had started", agent_id=agent.id)
-    how = describe_exit(agent.exit_code, agent.exit_signal)
-    if agent.ended_by == "protocol":
-        how += "; it sent what is no frame, see the protocol_error in `agentos audit`"
-    elif agent.result_dropped:
-        how += "; its result was dropped, too much waited to be collected"
-    raise AgentFailed(f"{agent.name} ended without a result: {how}", agent_id=agent.id, exit_code=agent.exit_code,
-                      signal=agent.exit_signal)  # fmt: skip
-
-
-def violation(fields: Mapping[str, Any]) -> errors.PolicyViolationError:
-    """Return the error for what the agent says it was refused; only known fields, as plain text."""
-    return errors.PolicyViolationError(
-        str(fields.get("operation", "?")), str(fields.get("resource", "?")), reason=str(fields.get("reason", "?")),
-        rule=fields.get("rule") if isinstance(fields.get("rule"), int) else None,
-        rule_name=str(fields["rule_name"]) if fields.get("rule_name") else None,
-        event_id=str(fields["event_id"]) if fields.get("event_id") else None,
-    )  # fmt: skip
-
-
 def _ends_it(agent: Agent, signal: AgentSignal) -> bool:
     """Whether Linux says that a signal which was delivered has ended the agent's first process, or is about to."""
     if agent.ended or signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT) or agent.state is State.STOPPED:
         return False  # what is stopped takes no signal before it is continued
     found = linux.read_stat(str(agent.pid))
     return found is None or found.state in "ZX" or linux.dies_of(agent.pid, signal.value)
+
+
+async def _any_life(first: Agent, reached: Callable[[Agent], bool]) -> Agent:
+    """Wait until the agent or a life after it is there, or no more lives follow; return which one it is about."""
+    agent = first
+    while True:
+        await _until(agent, reached)
+        if not agent.gone.is_set():
+            return agent
+        if agent.successor is None:
+            return await last_life(first)
+        agent = agent.successor
 
 
 async def _until(agent: Agent, reached: Callable[[Agent], bool]) -> None:

@@ -13,6 +13,7 @@ import itertools
 import signal as posix
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from agentos import lifecycle, wire
@@ -22,9 +23,12 @@ from agentos.lifecycle import State
 from agentos.signals import AgentSignal, default_scope
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
+from agentos.supervisor.tasks import Tasks
 
 _ENDED: Final = "ended"  # what is said of a delivery whose agent ended before it was confirmed
 _MEANT_TO_END: Final = frozenset({AgentSignal.SIGKILL, AgentSignal.SIGSTOP, AgentSignal.SIGTERM})  # nothing runs: done
+_COMMANDS_THE_END: Final = frozenset({AgentSignal.SIGTERM, AgentSignal.SIGKILL})
+_RESOLUTION_S: Final = 1e-6  # no loop can wait for less: it would ask again in the same moment
 CONFIRM_LIMIT_S: Final = 70.0  # the sentry's own limits are below this
 
 
@@ -35,14 +39,18 @@ class Endings:
         self._clock = clock
         self._ids = itertools.count(1)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(loop)
         self.broker: Broker  # set by the kernel, which makes both
         self.on_gone: Callable[[Agent], None] = lambda _: None
 
     # --- signals ---------------------------------------------------------------------------------------------------
 
     async def send(self, agent: Agent, signal: AgentSignal, scope: str | None, sender: str) -> wire.Delivered:
-        """Deliver `signal` and return what was confirmed. Recorded before and after; an ended agent is not an error."""
+        """Deliver `signal` and return what was confirmed. Recorded before and after; an ended agent is not an error.
+
+        Who is told to end by somebody is not restarted, whether it obeys now or later.
+        """
+        agent.commanded = agent.commanded or (signal in _COMMANDS_THE_END and sender != "kernel")
         where = scope or default_scope(signal)
         data = {"signal": signal.name, "scope": where, "sender": sender}
         self.broker.note(agent, "signal_sent", data, durable=True)
@@ -77,8 +85,9 @@ class Endings:
     def _withdraw(self, agent: Agent, signal: AgentSignal, number: int) -> wire.Delivered:
         """There is no process yet: what would end it by default keeps it from being started, the rest finds nobody."""
         if signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT):
-            return wire.Delivered(number, False, 0, "none", "it has not started: it waits for a free slot")
-        agent.ended_by = agent.ended_by or "stop"
+            what = "to be restarted" if agent.restart_at_ns else "for a free slot"
+            return wire.Delivered(number, False, 0, "none", f"it has not started: it waits {what}")
+        agent.ended_by, agent.commanded = agent.ended_by or "stop", True
         self.finish(agent)
         return wire.Delivered(number, True, 0, "none", "it had not started, and will not")
 
@@ -100,10 +109,11 @@ class Endings:
 
     # --- stop ------------------------------------------------------------------------------------------------------
 
-    async def stop(self, agent: Agent, grace_s: float | None, sender: str) -> None:
-        """TERM, CONT, grace, KILL; returns when nothing of the tree lives. Raises StillAlive."""
+    async def stop(self, agent: Agent, grace_s: float | None, sender: str, *, why: str = "stop") -> None:
+        """TERM, CONT, grace, KILL; returns when nothing of the tree lives, and nothing follows. Raises StillAlive."""
+        agent.commanded = True
         if not agent.ended:
-            agent.ended_by = agent.ended_by or "stop"
+            agent.ended_by = agent.ended_by or why
             await self.send(agent, AgentSignal.SIGTERM, "leader", sender)
             await self.send(agent, AgentSignal.SIGCONT, "tree", sender)  # a stopped process takes no TERM before
             with contextlib.suppress(TimeoutError):
@@ -126,7 +136,7 @@ class Endings:
             now = self._loop.time()
             (clock.pause if _is_held(agent) else clock.resume)(now)
             left = clock.left_s(now)
-            if left <= 0:
+            if left <= _RESOLUTION_S:
                 raise TimeoutError
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(agent.gone.wait(), min(left, 0.1))
@@ -134,10 +144,8 @@ class Endings:
     # --- time-out --------------------------------------------------------------------------------------------------
 
     def watch_time(self, agent: Agent) -> None:
-        """Start the time-out clock of an agent that has one, and keep it true across stops."""
-        if agent.timeout_s is None:
-            return
-        agent.clock = RunningTime(agent.timeout_s)
+        """Start the clock of an agent, which its time-out goes by if it has one, and keep it true across stops."""
+        agent.clock = RunningTime(inf if agent.timeout_s is None else agent.timeout_s)
         agent.changed.append(partial(self._set_timer, agent))
         self._set_timer(agent)
 
@@ -152,15 +160,15 @@ class Endings:
             agent.clock.pause(now)
             return
         agent.clock.resume(now)
+        if agent.timeout_s is None:
+            return
         delay_s = max(0.0, agent.clock.left_s(now))
         self._timers[agent.id] = self._loop.call_later(delay_s, self._time_is_over, agent)
 
     def _time_is_over(self, agent: Agent) -> None:
         if not agent.ended and not agent.timed_out:
             agent.timed_out, agent.ended_by = True, "timeout"
-            task = self._loop.create_task(self._end_after_timeout(agent))
-            self._tasks.add(task)  # the loop itself keeps only weak references
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.start(self._end_after_timeout(agent))
 
     async def _end_after_timeout(self, agent: Agent) -> None:
         self.broker.note(agent, "agent_timeout", {"timeout_s": agent.timeout_s}, severity="warning")

@@ -13,6 +13,7 @@ import gc
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -38,6 +39,7 @@ from agentos.supervisor.calls import ONLY_WAITING, Caller, Calls
 from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.heartbeat import Heartbeat
+from agentos.supervisor.lives import Lives
 from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.queries import Queries
 from agentos.supervisor.recorder_link import RecorderLink
@@ -45,6 +47,7 @@ from agentos.supervisor.recording import Recording
 from agentos.supervisor.scratch import remove_tree
 from agentos.supervisor.slots import Slots
 from agentos.supervisor.starting import Starting, raise_descriptor_limit
+from agentos.supervisor.tasks import Tasks
 from agentos.supervisor.zygote_link import ZygoteLink
 
 LOCK_TRIES: Final = 100
@@ -85,7 +88,7 @@ class Kernel:
         self.agents = Agents()
         self._clock = SystemClock()
         self._ids = itertools.count(1)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._spawn_task = Tasks(loop).start
         self._shutting_down = False
         raise_descriptor_limit()
         os.umask(0o077)
@@ -113,6 +116,9 @@ class Kernel:
             loop, boot, self.agents, self.recording, self._clock, self.broker, self.endings, self.zygote.fork_sentry,
             self.slots,
         )  # fmt: skip
+        self.lives = Lives(
+            loop, self.agents, self._clock, self.broker, self.endings, self.starting, random.SystemRandom().random
+        )
         self.control = Control(
             loop,
             on_call=self._on_call,
@@ -233,17 +239,12 @@ class Kernel:
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
         self.slots.leave(agent.id)
+        self.lives.on_gone(agent)
         self._janitor.submit(remove_tree, os.path.join(self.boot["tmp"], agent.id))
         self._notify(agent, "agent", {})
         self.end_if_idle()
 
     # --- frames to and from clients --------------------------------------------------------------------------------
-
-    def _spawn_task(self, coroutine: Any) -> asyncio.Task[Any]:
-        task = self.loop.create_task(coroutine)
-        self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
         caller = Caller("host" if peer.is_host else "cli", descriptors=descriptors)

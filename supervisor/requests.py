@@ -14,6 +14,7 @@ from agentos.policies import EffectivePolicy, Policy, Quota
 from agentos.recorder.event import text
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.policy_source import effective
+from agentos.supervisor.restarts import NEVER, RestartPolicy, parse_restart
 from agentos.values import pack_value
 
 GRACE_S: Final = 10.0
@@ -32,10 +33,10 @@ _TAKES: Final[dict[str, tuple[type, ...]]] = {  # what a call may hold under eac
     "registered": (str,), "pickle": (bytes,), "args": (bytes, list), "kwargs": (bytes,), "permissions": (list,),
     "restrictions": (list,), "allow": (list,), "deny": (list,), "argv": (list,), "env": (dict,),
     "env_passed": (list,), "context": (dict,), "cwd": (str,), "workspace": (str,), "require": (str,),
-    "priority": (int,), "rate_limit": (int,), "what": (str,),
+    "priority": (int,), "rate_limit": (int,), "what": (str,), "restart": (str,),
 }  # fmt: skip
 _OF_WORDS: Final = ("ids", "permissions", "restrictions", "allow", "deny", "env_passed")
-_ONE_OF_FEW: Final = ("signal", "scope", "state", "require", "what")
+_ONE_OF_FEW: Final = ("signal", "scope", "state", "require", "what", "restart")
 _NEEDED: Final = {"wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name", "query": "what"}
 _NAMES: Final = {str: "text", int: "a number", float: "a number", bytes: "packed bytes", list: "a list", dict: "a map"}
 
@@ -87,6 +88,7 @@ class Request:
     priority: int = 0
     bounds: Mapping[str, Any] = field(default_factory=dict)  # what was asked for beside the policy, for the record
     state: bytes | None = None  # what the previous life of the agent saved last, for its next one
+    restart: RestartPolicy = NEVER
 
 
 def parse_request(
@@ -99,8 +101,9 @@ def parse_request(
     quota: Quota,
     agent_id: str,
     private: str,
+    state: bytes | None = None,
 ) -> Request:
-    """Return what `params` ask for. Raises BadRequest or PolicyLoadError.
+    """Return what `params` ask for. Raises BadRequest or PolicyLoadError. `state` is what its last life saved.
 
     `bounded`: the parent's policy binds the agent, too. `quota` counts for every agent of the kernel, by name.
     `private` is the directory that the agent will have to itself.
@@ -143,6 +146,8 @@ def parse_request(
         policy_name=policy.name,
         parent=parent,
         priority=int(params.get("priority") or 0),
+        state=state,
+        restart=parse_restart("restart=", params.get("restart") or "never"),
         bounds={key: params[key] for key in _BOUNDS if params.get(key) is not None},
     )
 

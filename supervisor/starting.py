@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 import os
 import resource
-import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +22,6 @@ from agentos.errors import (
     BadRequest,
     HostError,
     KernelUnavailable,
-    LevelUnavailable,
-    ProgramNotFound,
     ProgramNotRunnable,
     ProtocolError,
 )
@@ -34,17 +32,31 @@ from agentos.supervisor.agent_pipes import AgentPipes
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
+from agentos.supervisor.lineage import Again, Lineage
+from agentos.supervisor.preconditions import check_size, choose_level, find_program, size_in_line
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.requests import Request
+from agentos.supervisor.restarts import When
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
-from agentos.wire import ACTION_BYTES_MAX
+from agentos.supervisor.tasks import Tasks
 
 START_LIMIT_S: Final = 20.0
 LINE_BYTES_MAX: Final = 256 * 1024 * 1024  # of functions and arguments of those in line for a slot, together
 _ALWAYS_PASSED: Final = ("PATH", "HOME", "LANG", "TZ", "TERM", "USER", "LOGNAME", "SHELL")
 
 ForkSentry = Callable[[dict[str, Any], list[int]], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A life of which everything is known and nothing has happened yet."""
+
+    agent: Agent
+    request: Request
+    program: str
+    env: dict[str, str]
+    orphan: bool  # its parent, which the host program named, had ended before
 
 
 class Starting:
@@ -69,44 +81,74 @@ class Starting:
         self._endings = endings
         self._fork_sentry = fork_sentry
         self._slots = slots
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(loop)
         self.sentries = SentryLink(loop, broker, endings)
-        self._closed = False
+        self.closed = False
         self._line_bytes = 0
 
-    async def start(self, request: Request, stdin: int | None) -> Agent:
+    async def start(self, request: Request, stdin: int | None, again: Again) -> Agent:
         """Start an agent; returns once exec succeeded, or at once when it is in line for a slot.
 
-        Raises CallerError or HostError, and nothing runs then.
+        `again` makes the request once more, for an agent that is restarted. Raises CallerError or HostError, and
+        nothing runs then.
         """
+        life = self.prepare(request)
+        if request.restart.when is not When.NEVER:
+            life.agent.lineage = self._lineage(request, stdin, again)
+        try:
+            await self.begin(life, stdin)
+        except (AgentosError, OSError):
+            if life.agent.lineage is not None:
+                life.agent.lineage.kept.close()
+            raise
+        return life.agent
+
+    def prepare(self, request: Request) -> Prepared:
+        """Check all that can be known before anything starts. Raises CallerError or HostError."""
         self._check_open()
-        _check_size(request)
+        check_size(request)
         self._check_room(request)
         level = choose_level(request)
-        agent_id = request.agent_id
-        env = self._environment(request, agent_id)
+        env = self._environment(request, request.agent_id)
         program = find_program(request.argv[0], env, request.cwd) if request.argv else ""
-        agent = self._new_agent(request, agent_id, level, env)
+        orphan = request.parent is not None and request.parent.gone.is_set()
+        return Prepared(self._new_agent(request, request.agent_id, level, env), request, program, env, orphan)
+
+    async def begin(self, life: Prepared, stdin: int | None) -> None:
+        """Bring it to life, or into the line for a slot; one that ended while it waited for the record stays dead."""
+        agent, request = life.agent, life.request
         with contextlib.ExitStack() as held:
             kept = _keep(stdin, held)  # before anything is on record: there may be no descriptor left
             seq = self._recording.append(
-                "agent_starting", self._intent(request, agent, program), agent_id=agent.id, agent_name=agent.name,
+                "agent_starting", self._intent(request, agent, life.program), agent_id=agent.id, agent_name=agent.name,
                 execution_id=agent.execution_id, durable=True,
             )  # fmt: skip
             await self._recording.durable(seq)
+            if agent.gone.is_set():
+                return
             self._agents.add(agent)
-            birth = self._born(agent, request, program, env, kept)
+            birth = self._born(life, kept)
             if self._slots.ask(agent.id, request.priority):
+                agent.in_line = False
                 await birth
             else:
                 self._broker.note(agent, "agent_waiting", {"for": "a free slot", "in_line": self._slots.in_line})
-                agent.in_line = True
-                self._line_bytes += _size_in_line(request)
-                held.callback(self._leave_line, _size_in_line(request))
-                task = self._loop.create_task(self._in_turn(agent, birth, held.pop_all()))
-                self._tasks.add(task)  # the loop itself keeps only weak references
-                task.add_done_callback(self._tasks.discard)
-        return agent
+                agent.in_line = agent.waited = True
+                if agent.lineage is None:  # whose next life is kept all its life long
+                    self._keep_request(request, held)
+                self._tasks.start(self._in_turn(agent, birth, held.pop_all()))
+
+    def _lineage(self, request: Request, stdin: int | None, again: Again) -> Lineage:
+        """Return what its next life needs, held until there is none. Raises HostError."""
+        lineage = Lineage(request.restart, again)
+        lineage.stdin = _keep(stdin, lineage.kept)
+        self._keep_request(request, lineage.kept)
+        return lineage
+
+    def _keep_request(self, request: Request, held: contextlib.ExitStack) -> None:
+        size = size_in_line(request)
+        self._line_bytes += size
+        held.callback(self._leave_line, size)
 
     async def _in_turn(self, agent: Agent, birth: Coroutine[Any, Any, None], held: contextlib.ExitStack) -> None:
         """Bring the agent to life when it is its turn. What goes wrong then is how the agent ended."""
@@ -119,11 +161,16 @@ class Starting:
                 with contextlib.suppress(AgentosError, OSError):
                     await birth
 
-    async def _born(self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None) -> None:
+    async def _born(self, life: Prepared, stdin: int | None) -> None:
+        agent, parent = life.agent, life.request.parent
         try:
             self._check_open()  # it may have been closed while we waited for the recorder
+            if parent is not None and parent.gone.is_set() and not life.orphan:  # its children were ended before
+                raise HostError(f"{parent.name}, the parent of {agent.name}, has ended")
             self._make_private(agent)
-            await self._launch(agent, request, program, env, stdin)
+            if agent.lineage is not None:
+                agent.lineage.started(self._loop.time())
+            await self._launch(life, stdin)
         except (AgentosError, OSError) as error:
             if agent.spawn_error is None:
                 agent.start_error = str(error)
@@ -132,10 +179,11 @@ class Starting:
             raise
 
     def _check_room(self, request: Request) -> None:
-        """Raise HostError when one more would be too many, or what those in line hold too much."""
+        """Raise HostError when one more would be too many, or what those hold that start later too much."""
         self._agents.check_room(request.parent.id if request.parent else None)
-        if self._line_bytes + _size_in_line(request) > LINE_BYTES_MAX:
-            raise HostError(f"the agents in line hold {self._line_bytes} bytes of functions and arguments already")
+        if self._line_bytes + size_in_line(request) > LINE_BYTES_MAX:
+            what = f"the agents in line, and those that may be restarted, hold {self._line_bytes} bytes"
+            raise HostError(f"{what} of functions and arguments already; wait for some of them to end")
 
     def _leave_line(self, size: int) -> None:
         self._line_bytes -= size
@@ -149,10 +197,10 @@ class Starting:
 
     def close(self) -> None:
         """Start nothing from now on."""
-        self._closed = True
+        self.closed = True
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise KernelUnavailable("this kernel is ending; it starts no agent any more")
 
     def _new_agent(self, request: Request, agent_id: str, level: str, env: dict[str, str]) -> Agent:
@@ -194,17 +242,19 @@ class Starting:
             "environment_names": agent.environment_names,
             "environment_all": request.env_all,
             "timeout_s": agent.timeout_s,
+            **({"restart": str(request.restart), "previous_id": agent.previous_id} if agent.lineage else {}),
         }
 
-    async def _launch(
-        self, agent: Agent, request: Request, program: str, env: dict[str, str], stdin: int | None
-    ) -> None:
+    async def _launch(self, life: Prepared, stdin: int | None) -> None:
+        agent, request = life.agent, life.request
         words = self._first_words(agent, request) if request.kind == "python" else b""
         unread = partial(self._unread, agent)
         with AgentPipes(self._loop, agent, python=request.kind == "python", on_unread=unread) as pipes:
             params = {
-                "id": agent.id, "argv": [os.fsencode(word) for word in request.argv], "program": os.fsencode(program),
-                "env": {os.fsencode(name): os.fsencode(value) for name, value in env.items()},
+                "id": agent.id,
+                "argv": [os.fsencode(word) for word in request.argv],
+                "program": os.fsencode(life.program),
+                "env": {os.fsencode(name): os.fsencode(value) for name, value in life.env.items()},
                 "cwd": os.fsencode(request.cwd),
                 "logs": self._boot["logs"],
                 "start_paused": request.start_paused, "name": request.name,
@@ -245,8 +295,9 @@ class Starting:
         try:
             await asyncio.wait_for(agent.first_seen.wait(), START_LIMIT_S)
         except TimeoutError:
+            agent.start_error = f"{agent.name} did not start within {START_LIMIT_S:g} s"
             await self._endings.kill(agent, "kernel")
-            raise HostError(f"{agent.name} did not start within {START_LIMIT_S:g} s") from None
+            raise HostError(agent.start_error) from None
         if agent.spawn_error is not None or not agent.pid:
             await agent.gone.wait()
             raise _why_not(agent)
@@ -287,49 +338,6 @@ def _keep(stdin: int | None, held: contextlib.ExitStack) -> int | None:
     return kept
 
 
-def _size_in_line(request: Request) -> int:
-    return sum(map(len, (request.pickle or b"", request.args, request.kwargs, request.state or b"")))
-
-
-def _check_size(request: Request) -> None:
-    """The command goes on record whole, or it is not started. Raises ProgramNotRunnable."""
-    size = sum(len(word) + 1 for word in request.argv)
-    if size > ACTION_BYTES_MAX:
-        why = f"its argv has {size} characters, the limit is {ACTION_BYTES_MAX}; pass them in a file"
-        raise ProgramNotRunnable(request.argv[0][:200], why)
-
-
-def choose_level(request: Request) -> str:
-    """Return the level of the run. Raises LevelUnavailable when it would be lower than required."""
-    if request.kind == "python":
-        best, required = "hooks", request.require or "hooks"
-        why = "this version mediates Python agents by audit hooks"
-    else:
-        best, required = "none", request.require or "hooks"
-        why = "this version does not mediate executables yet; pass --require none to run it supervised but unmediated"
-    order = ("none", "hooks", "syscalls", "full")
-    if required not in order:
-        raise BadRequest(f"unknown level {required!r}; known: {', '.join(order)}")
-    if order.index(required) > order.index(best):
-        raise LevelUnavailable(required, best, why)
-    return "none" if required == "none" else best
-
-
-def find_program(program: str, env: Mapping[str, str], cwd: str) -> str:
-    """Return the absolute path that exec would run. Raises ProgramNotFound or ProgramNotRunnable."""
-    if "/" in program:
-        path = os.path.join(cwd, program)
-        if not os.path.exists(path):
-            raise ProgramNotFound(program, f"{path} does not exist")
-        if os.path.isdir(path) or not os.access(path, os.X_OK):
-            raise ProgramNotRunnable(program, f"{path} is not an executable file")
-        return path
-    found = shutil.which(program, path=env.get("PATH", os.defpath))
-    if found is None:
-        raise ProgramNotFound(program)
-    return os.path.join(cwd, found)
-
-
 def raise_descriptor_limit() -> None:
     """Raise the kernel's own soft limit to the hard one: 1,000 agents need some 7,000 descriptors.
 
@@ -346,7 +354,6 @@ def _why_not(agent: Agent) -> AgentosError:
         return HostError(
             f"the sentry of {agent.name} ended before it had started anything; `agentos doctor` may tell why"
         )
-    why = f"{os.strerror(failed.errno)} ({failed.what})"
     if failed.what == "fork":
-        return HostError(f"cannot start {agent.name}: {why}; see the limits in `agentos doctor`")
-    return ProgramNotRunnable(agent.command[0], why)
+        return HostError(f"cannot start {agent.name}: {agent.why_not_started}; see the limits in `agentos doctor`")
+    return ProgramNotRunnable(agent.command[0], agent.why_not_started)

@@ -55,6 +55,8 @@ class AgentKernel:
         permissions: list[str] | None = None,
         rate_limit: int | None = None,
         priority: int = 0,
+        *,
+        restart: str = "never",
     ) -> Any:
         """Decorator, bare or called, so that a module works in host and agent alike. Returns the function unchanged.
 
@@ -63,8 +65,8 @@ class AgentKernel:
         Raises BadRequest for a wrong argument.
         """
         if name is not None and not isinstance(name, str):
-            return self._register(name, None, permissions, rate_limit, priority)
-        return lambda function: self._register(function, name, permissions, rate_limit, priority)
+            return self._register(name, None, permissions, rate_limit, priority, restart)
+        return lambda function: self._register(function, name, permissions, rate_limit, priority, restart)
 
     def _register(
         self,
@@ -73,11 +75,12 @@ class AgentKernel:
         permissions: list[str] | None,
         rate_limit: int | None,
         priority: int,
+        restart: str,
     ) -> Any:
         arguments.function("register", function)
         known = name or name_of(function)
         self._own[known] = {
-            "target": _target_of(function), **arguments.registration(known, permissions, rate_limit, priority),
+            "target": _target_of(function), **arguments.registration(known, permissions, rate_limit, priority, restart),
         }  # fmt: skip
         self.learn([(place_of(function), known)])
         return function

@@ -101,6 +101,8 @@ class KernelSpace:
         permissions: list[str] | None = None,
         rate_limit: int | None = None,
         priority: int = 0,
+        *,
+        restart: str = "never",
     ) -> Callable[[F], F]: ...
     def register(
         self,
@@ -108,15 +110,20 @@ class KernelSpace:
         permissions: list[str] | None = None,
         rate_limit: int | None = None,
         priority: int = 0,
+        *,
+        restart: str = "never",
     ) -> Any:
         """Decorator, bare or called: make a function (plain or async) an agent. Returns the function unchanged.
+
+        `restart` says what becomes of an agent that ended by itself: never, on-failure, on-failure:N (at most N times)
+        or always. `execute` and `wait_all` then wait for its last life; ADR 0009 has the rules.
 
         Raises DuplicateAgent for a name that is taken, BadRequest for a wrong argument. A function that is typed again,
         at a prompt or in a notebook, takes the place of what it was.
         """
         if name is not None and not isinstance(name, str):
-            return self._registry.add(name, None, permissions, rate_limit, priority)
-        return lambda function: self._registry.add(function, name, permissions, rate_limit, priority)
+            return self._registry.add(name, None, permissions, rate_limit, priority, restart)
+        return lambda function: self._registry.add(function, name, permissions, rate_limit, priority, restart)
 
     # --- running agents --------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Registration:
     permissions: list[str] | None
     rate_limit: int | None
     priority: int
+    restart: str
 
 
 class Registry:
@@ -52,6 +53,7 @@ class Registry:
         permissions: list[str] | None,
         rate_limit: int | None,
         priority: int,
+        restart: str,
     ) -> Callable[..., Any]:
         """Take in one function and return it; typed again, it takes the place of what it was.
 
@@ -59,7 +61,7 @@ class Registry:
         """
         arguments.function("register", function)
         known = name or name_of(function)
-        options = arguments.registration(known, permissions, rate_limit, priority)
+        options = arguments.registration(known, permissions, rate_limit, priority, restart)
         before = self._by_name.get(known)
         if before is not None:
             if not is_retyped(before.function, function):
@@ -100,7 +102,7 @@ class Registry:
     async def _tell(self, connection: Connection, entry: Registration, *, needed: bool) -> None:
         params = {
             "name": entry.name, "permissions": entry.permissions, "rate_limit": entry.rate_limit,
-            "priority": entry.priority,
+            "priority": entry.priority, "restart": entry.restart,
         }  # fmt: skip
         try:
             answer = connection.submit("register", {**params, "pickle": _pickle(entry)})

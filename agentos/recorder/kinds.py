@@ -24,6 +24,8 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "agent_continued": "Linux says that its leader runs again",
         "agent_raised": "its function ended with an exception",
         "agent_timeout": "its time is over; what follows are signals",
+        "agent_restarting": "it ended and will be started again: why, after which delay, its old and its new id",
+        "agent_failed": "it ended and is not started again, although its restart policy asks for it, and why",
         "agent_exited": "it ended: exit code or signal, and what it did in numbers",
         "leftovers_killed": "processes that it left behind were ended",
         "execution_refused": "an execution was refused before there was an agent",

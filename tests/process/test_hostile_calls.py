@@ -194,8 +194,7 @@ def test_a_child_may_not_more_than_its_parent_whatever_is_registered(place: Aren
         "name": "wide", "target": "attackers:probe", "permissions": ["read", "write", "network"], "kwargs": None,
         "args": pack_value([], "args"), "priority": 10**9,
     }  # fmt: skip
-    (said,) = place.run(attackers.ask_all, [("spawn", by_target)], permissions=["read", "execute"])
-    child = said.split("'")[1]
+    child = place.run(attackers.ask_for_a_child, by_target, permissions=["read", "execute"])
     assert asyncio.run(place.kernel.wait_all([child])) == [["read"]]
     (starting,) = place.events("agent_starting", child)
     assert starting.data["permissions"] == ["read", "write", "network"]

@@ -289,6 +289,13 @@ def ask_all(asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return [ask(method, params) for method, params in asked]
 
 
+def ask_for_a_child(params: dict[str, Any]) -> str:
+    """Spawn a child by hand, and stay as long as it does; returns its id."""
+    child = ask("spawn", params).split("'")[1]
+    asyncio.run(agentos.KernelSpace().wait_all([child]))
+    return child
+
+
 def ask_as_a_child(asked: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Have a child of this agent ask, about this agent: "PARENT" in what it asks stands for it."""
     process = current()

@@ -40,6 +40,7 @@ RANKS = {
     "agentos.recorder.query": 1,
     "agentos.recorder.redact": 1,
     "agentos.supervisor.decide": 1,
+    "agentos.supervisor.restarts": 1,
     "agentos.sandbox.profile": 1,
     "agentos.runs": 2,  # adapters: one thing of the outside world each
     "agentos.logfile": 2,

@@ -52,10 +52,10 @@ def test_those_in_line_hold_no_more_than_a_limit_together(monkeypatch: pytest.Mo
     monkeypatch.setattr(starting, "LINE_BYTES_MAX", 1_000)
     place = Starting.__new__(Starting)
     place._agents, place._line_bytes = Agents(), 500
-    request: Any = SimpleNamespace(parent=None, pickle=bytes(400), args=bytes(90), kwargs=bytes(10))
+    request: Any = SimpleNamespace(parent=None, pickle=bytes(400), args=bytes(90), kwargs=bytes(10), state=None)
     place._check_room(cast("Request", request))
     request.kwargs = bytes(11)
-    with pytest.raises(HostError, match="in line hold 500 bytes"):
+    with pytest.raises(HostError, match="hold 500 bytes"):
         place._check_room(cast("Request", request))
     place._leave_line(1)
     place._check_room(cast("Request", request))

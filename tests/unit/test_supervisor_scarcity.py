@@ -25,7 +25,7 @@ from agentos.supervisor.agents import Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.requests import Request
-from agentos.supervisor.starting import Starting
+from agentos.supervisor.starting import Prepared, Starting
 
 
 def no_descriptors(*_: object) -> Any:
@@ -144,11 +144,12 @@ def test_what_does_not_fit_the_first_frame_is_not_forked_for() -> None:
     place._boot = {"run_id": "r", "sys_path": []}
     place._fork_sentry = lambda params, _: forked.append(params)  # type: ignore[assignment, return-value]
     request = cast("Request", SimpleNamespace(
-        kind="python", target=None, pickle=bytes(wire.FRAME_BYTES_MAX), args=b"", kwargs=b""
+        kind="python", target=None, pickle=bytes(wire.FRAME_BYTES_MAX), args=b"", kwargs=b"", state=None
     ))  # fmt: skip
     agent: Any = SimpleNamespace(id="a", name="large", level="hooks")
+    life = Prepared(agent, request, "", {}, orphan=False)
     with pytest.raises(BadRequest, match="large: its function and arguments do not fit"):
-        asyncio.run(place._launch(agent, request, "", {}, None))
+        asyncio.run(place._launch(life, None))
     assert forked == []
 
 
