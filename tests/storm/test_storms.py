@@ -110,6 +110,7 @@ def blow(place: Storm, count: int, chance: random.Random) -> None:
             place.assert_is(name, last)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", [SEED])  # a failure names it
 def test_a_storm_ends_as_was_asked_last_and_no_lie_gets_old(tmp_path: Path, seed: int) -> None:
     with storm(tmp_path) as place:
