@@ -28,6 +28,8 @@ DEPTH_MAX: Final = 32  # deeper values are an attack on whoever prints them
 COUNTED_FROM_BYTES: Final = 4_096  # what is smaller cannot decode into much; counting it would cost every action
 
 _LENGTH: Final = struct.Struct(">I")
+_pack: Final = msgpack.Packer(use_bin_type=True).pack
+_new_tuple: Final[Callable[..., Any]] = tuple.__new__
 _HEADER_BYTES: Final = _LENGTH.size
 
 
@@ -348,6 +350,11 @@ _TAGS: Final[dict[int, type[Any]]] = {
     71: Recorded,
 }
 _TAG_OF: Final = {cls: tag for tag, cls in _TAGS.items()}
+_ACT: Final = bytes([0x90 + 1 + len(Act._fields), _TAG_OF[Act]])  # how every Act begins
+_ACT_IDS: Final = {  # and the first byte of its id → where the id lies in the frame
+    **{_ACT + bytes([small]): (6, 7) for small in range(128)},
+    **{_ACT + bytes([0xCC + power]): (7, 7 + 2**power) for power in range(4)},
+}
 _LARGE_TAGS: Final = frozenset(_TAGS) - {_TAG_OF[cls] for cls in (Hello, Act, Outcome, Raised)}  # see ACTION_BYTES_MAX
 
 # What each peer may send; a frame outside its set is a ProtocolError even when it is well formed.
@@ -393,6 +400,37 @@ def encode(frame: Any) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+def encode_plain(frame: Any) -> bytes:
+    """As `encode`, in half the time, for a small frame of words, numbers and what is built of those.
+
+    Packing them runs no code of anybody's: so threads and signal handlers can share one packer.
+    """
+    try:
+        body: bytes = _pack((_TAG_OF[type(frame)], *frame))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{type(frame).__name__} cannot be encoded: {error}") from error
+    return _LENGTH.pack(len(body)) + body
+
+
+def split_act(data: bytes) -> tuple[int, bytes]:
+    """Return the id of the one Act that `data` may be, and the bytes behind that; without any when it is none.
+
+    Whether the rest is right is not looked at: it is when it equals that of an Act which was.
+    """
+    begin, end = _ACT_IDS.get(data[_HEADER_BYTES : _HEADER_BYTES + 3], (0, 0))
+    if not end or int.from_bytes(data[:_HEADER_BYTES]) != len(data) - _HEADER_BYTES:
+        return 0, b""
+    return int.from_bytes(data[begin:end]), data[end:]
+
+
+def decode_whole(data: bytes, accept: frozenset[Any], bytes_max: int = COUNTED_FROM_BYTES) -> Any:
+    """Return the frame when `data` is exactly one small frame, else None. Raises ProtocolError."""
+    size = len(data) - _HEADER_BYTES
+    if size > bytes_max or int.from_bytes(data[:_HEADER_BYTES]) != size:
+        return None
+    return decode_body(data[_HEADER_BYTES:], accept)
+
+
 def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
     """Return the frame in `body` (without its length). Raises ProtocolError for anything but one frame of `accept`."""
     try:
@@ -412,7 +450,7 @@ def decode_body(body: bytes | memoryview, accept: frozenset[Any]) -> Any:
     for index in inside:
         if fields[index]:
             _check(check_plain, fields[index], DEPTH_MAX, where=cls.__name__)
-    return cls._make(fields)
+    return _new_tuple(cls, fields)  # as cls._make, which would count the fields once more
 
 
 # The types of whole frames that were found right. Bounded: msgpack knows ten types, few fields take more than two.
@@ -463,11 +501,11 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Any]:
         """Yield every frame completed by `data`. Raises ProtocolError; frames before the fault are yielded first."""
         buffer = self._buffer
-        if not buffer and len(data) >= _HEADER_BYTES:  # hot path: one read is one frame
-            (size,) = _LENGTH.unpack_from(data)
-            if len(data) == size + _HEADER_BYTES and size <= self._small_max:
-                self.frame_bytes = size
-                yield decode_body(data[_HEADER_BYTES:], self._accept)
+        if not buffer:  # hot path: one read is one frame
+            frame = decode_whole(data, self._accept, self._small_max)
+            if frame is not None:
+                self.frame_bytes = len(data) - _HEADER_BYTES
+                yield frame
                 return
         buffer += data
         while len(buffer) >= _HEADER_BYTES:

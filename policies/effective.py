@@ -106,6 +106,12 @@ class EffectivePolicy:
             return prepared
         return verdict.decide(prepared, Facts(context, action.claims, at), name, self.quota, now_s)
 
+    def settled(self, action: Action, *, cwd: str) -> Decision | None:
+        """Return the decision on an action without arguments if no moment can change it, and `decide` with it."""
+        place = cwd if action.source == "hook" else None
+        prepared = self._cached(action.operation, action.resource, action.resolved, place)
+        return prepared if isinstance(prepared, Decision) else None
+
     def _link(
         self,
         policy: Policy,

@@ -20,6 +20,7 @@ from agentos.policies import EffectivePolicy
 from agentos.signals import describe_exit
 from agentos.supervisor.intake import Intake
 from agentos.supervisor.outbox import Outbox
+from agentos.supervisor.repeats import Repeats
 
 if TYPE_CHECKING:
     from agentos.supervisor.lineage import Lineage
@@ -125,6 +126,7 @@ class Agent:
     deliveries: dict[int, asyncio.Future[wire.Delivered]] = field(default_factory=dict)  # the sentry answers these
     queries: dict[int, asyncio.Future[wire.Answer]] = field(default_factory=dict)  # and the agent itself these
     denials: dict[tuple[str, str, str], RepeatedDenial] = field(default_factory=dict)
+    repeats: Repeats = field(default_factory=Repeats)
     changed: list[Callable[[], None]] = field(default_factory=list)  # called after every change of state
     first_seen: asyncio.Event = field(default_factory=asyncio.Event)  # exec succeeded or failed
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -173,6 +175,7 @@ class Agent:
     def close(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close every descriptor of an agent that is gone, and keep no more of it than may still be asked for."""
         self.policy.forget()
+        self.repeats = Repeats()
         if self.intake is not None:
             self.intake.close()
         if self.from_sentry is not None:

@@ -1,7 +1,8 @@
 """The broker: frames from agents and sentries in, records, verdicts and signals out. The hot path of the project.
 
 The way of one action: Intake → wire.Decoder → `_on_act` → policy.decide → decide.react → [Record → journal,
-Respond → verdict pipe, Send → sentry]. It runs in the kernel's one loop and must never block it.
+Respond → verdict pipe, Send → sentry]; of one that was allowed before: Intake → Repeating.again. It runs in the
+kernel's one loop and must never block it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agentos.supervisor import decide
 from agentos.supervisor.agents import DENIAL_WINDOW_S, DENIALS_TRACKED_MAX, Agent, RepeatedDenial
 from agentos.supervisor.intake import Intake
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.repeating import Repeating
 
 TEXT_MAX: Final = 2_000  # of an agent's own words in the record of its end
 METHOD_MAX: Final = 100
@@ -52,6 +54,7 @@ class Broker:
     ) -> None:
         self._loop = loop
         self._recording = recording
+        self._repeating = Repeating(recording)
         self._clock = clock
         self._moment_s, self._now = loop.time(), to_datetime(clock.wall_ns())
         self._held_up: dict[str, Agent] = {}  # not read while the recorder is behind
@@ -65,6 +68,7 @@ class Broker:
         agent.intake = Intake(
             self._loop, descriptor,
             take=partial(self._take, agent),
+            again=partial(self._repeating.again, agent),
             fault=partial(self.protocol_fault, agent),
             is_full=partial(self._is_full, agent),
         )  # fmt: skip
@@ -124,7 +128,10 @@ class Broker:
             agent.violations += 1
             if self._is_repeat(agent, act, decision, now_s):
                 return
-        if act.argv is not None or act.claims:  # rare: most actions are names only
+        if act.argv is None and not act.claims:  # most actions are names only
+            if self._repeating.first(agent, act, action, decision):
+                return
+        else:
             act = act._replace(argv=redact_argv(act.argv) if act.argv else act.argv, claims=redact_claims(act.claims))
         self._perform(agent, act, decide.react(act, decision, agent.level, agent.context))
 

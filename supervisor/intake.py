@@ -23,7 +23,10 @@ EARLY_END_S: Final = 1.0  # the end of the stream is often heard before the end 
 
 
 class Intake:
-    """One agent's up pipe. `take` gets every frame; `fault` is called once, with what was wrong with the stream."""
+    """One agent's up pipe. `take` gets every frame; `fault` is called once, with what was wrong with the stream.
+
+    `again` is asked first, with the bytes of a whole read: True means that they were one frame, and are dealt with.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class Intake:
         descriptor: int,
         *,
         take: Callable[[Any], None],
+        again: Callable[[bytes], bool] = lambda _: False,
         fault: Callable[[ProtocolError], None],
         is_full: Callable[[], bool],
     ) -> None:
@@ -38,6 +42,7 @@ class Intake:
         self._loop = loop
         self._descriptor = descriptor
         self._take = take
+        self._again = again
         self._fault = fault
         self._is_full = is_full
         self._decoder = wire.Decoder(wire.FROM_AGENT, items_max=ITEMS_MAX)
@@ -123,11 +128,14 @@ class Intake:
 
     def _read_once(self, small: int) -> int:
         """Take in the frames of one read; returns its bytes, 0 at the end and -1 when there was nothing to read."""
-        size = max(small, min(self._decoder.missing_bytes, LARGE_READ_BYTES))
+        begun = self._decoder.pending_bytes
+        size = max(small, min(self._decoder.missing_bytes, LARGE_READ_BYTES)) if begun else small
         try:
             data = os.read(self._descriptor, size)
         except BlockingIOError:
             return -1
+        if not begun and self._again(data):  # hot path: one read is one action, and a known one
+            return len(data)
         try:
             for frame in self._decoder.feed(data):
                 self._take(frame)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from agentos import wire
 from agentos.clock import Clock
 from agentos.errors import RecorderUnavailable
+from agentos.mould import Mould
 from agentos.recorder.journal import JournalWriter
 
 QUIET_BELL_S: Final = 0.02  # the recorder commits at most fifty times a second when nobody waits
@@ -72,6 +73,21 @@ class Recording:
         except RecorderUnavailable:
             self._untold["refused"] = self._untold.get("refused", 0) + 1
             raise
+
+    def mould(self, event_type: str, severity: str, who: tuple[str, str, str], data: dict[str, Any]) -> Mould | None:
+        """Return the mould of an event for `append_cast`. `who` is agent id, agent name and execution id."""
+        return self._journal.mould(event_type, severity, *who, data)
+
+    def append_cast(self, mould: Mould, number: int) -> int:
+        """As `append`, for an event that is not durable and differs from others by the one `number` in its data."""
+        self._check_recorder()
+        if self._untold:
+            self._tell_untold()
+        self.last_seq = self._journal.append_cast(
+            mould, number, ts_ns=self._clock.wall_ns(), mono_ns=self._clock.monotonic_ns()
+        )
+        self._ring_soon()
+        return self.last_seq
 
     def try_append(
         self,
@@ -129,7 +145,8 @@ class Recording:
     @property
     def is_behind(self) -> bool:
         """Whether the recorder works and has so much to do that those who send should wait for it."""
-        return self._backlog_bytes > BACKLOG_BYTES_MAX // 2 and self.silent_beats <= PATIENT_BEATS
+        backlog_bytes = self._journal.appended_bytes - self._confirmed_bytes  # hot path: asked after every read
+        return backlog_bytes > BACKLOG_BYTES_MAX // 2 and self.silent_beats <= PATIENT_BEATS
 
     @property
     def _backlog_bytes(self) -> int:
@@ -168,9 +185,12 @@ class Recording:
             event_type, severity, agent_id, name, execution_id, data,
             durable=durable, ts_ns=self._clock.wall_ns(), mono_ns=self._clock.monotonic_ns(),
         )  # fmt: skip
+        self._ring_soon()
+        return self.last_seq
+
+    def _ring_soon(self) -> None:
         if self._bell is None:
             self._bell = self._loop.call_later(QUIET_BELL_S, self._ring)
-        return self.last_seq
 
     def _tell_untold(self) -> None:
         data, self._untold = self._untold, {}

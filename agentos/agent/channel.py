@@ -91,14 +91,16 @@ class Channel:
         words = None if argv is None else [text(word) for word in argv]
         names = text(resource), None if resolved is None else text(resolved)
         cwd = text(_cwd()) if source == "hook" else ""  # what the agent names itself is relative to no directory
-        data = wire.encode(wire.Act(act_id, operation, *names, words, cwd, dict(claims), source))
+        act = wire.Act(act_id, operation, *names, words, cwd, dict(claims), source)
+        plain = not claims and words is None  # hot path: names only, and those are short
+        data = wire.encode_plain(act) if plain else wire.encode(act)
         if len(names[0]) > RESOURCE_BYTES_MAX or len(data) > wire.ACTION_BYTES_MAX:
             return wire.Verdict(act_id, "deny", TOO_LARGE, None, None, None, names[0][:256], 0, False, None)
         if claims:
             _check(data)
-        return self._in_turn(lambda: self._ask(act_id, data))
+        return self._in_turn(self._ask, act_id, data)
 
-    def _in_turn(self, work: Callable[[], T]) -> T:
+    def _in_turn(self, work: Callable[..., T], *args: Any) -> T:
         """Do `work` while no other thread and no other process of the agent reads, nor writes once there are several.
 
         A handler that interrupts may come in again; only the outermost gives the file's lock back.
@@ -109,7 +111,7 @@ class Channel:
             try:
                 if self._shared is not None:
                     self._lock(self._shared, fcntl.LOCK_EX)
-                return work()
+                return work(*args)
             finally:
                 self._depth = depth
                 if depth == 0 and self._shared is not None:
@@ -127,7 +129,10 @@ class Channel:
         early = self._early
         early[act_id] = None
         try:
-            self._write(data)
+            if len(data) <= PIPE_BUF:  # hot path
+                self._write_here(data)
+            else:
+                self._write(data)
             while (verdict := early[act_id]) is None:
                 self._read_verdicts(early)
             return verdict
@@ -137,7 +142,7 @@ class Channel:
     def _read_verdicts(self, early: dict[int, wire.Verdict | None]) -> None:
         """Wait a moment for verdicts and read them. Those that nobody waits for any more are dropped."""
         try:
-            if self._poller.poll(RECHECK_S):
+            if self._poller.poll(RECHECK_S, 1):
                 self._version += 1
                 self._arrived.extend(map(os.read, (self._down.descriptor,), (READ_BYTES,)))  # read and kept in one call
             else:
@@ -160,21 +165,31 @@ class Channel:
         while True:
             version = self._version
             arrived = [*self._arrived]
-            decoder = wire.Decoder(wire.TO_AGENT_VERDICTS, frame_bytes_max=wire.ACTION_BYTES_MAX)
-            data = b"".join(arrived)
             try:
-                for verdict in decoder.feed(data):
+                verdict = wire.decode_whole(arrived[0], wire.TO_AGENT_VERDICTS) if len(arrived) == 1 else None
+                if verdict is None:
+                    left = self._hand_out_all(arrived)
+                else:  # hot path: one read is one verdict
+                    left = []
                     if verdict.id in self._early:
                         self._early[verdict.id] = verdict
             except ProtocolError as error:
                 raise self._break(f"the kernel sent what is no verdict: {error}") from error
-            if arrived and not arrived[-1]:
-                raise self._break("the kernel is gone")
-            rest = data[len(data) - decoder.pending_bytes :]
-            left = [rest] if rest else []
             if self._version == version:
                 self._version, self._arrived = version + 1, left
                 return
+
+    def _hand_out_all(self, arrived: list[bytes]) -> list[bytes]:
+        """Do so with every whole verdict, and return what is left."""
+        decoder = wire.Decoder(wire.TO_AGENT_VERDICTS, frame_bytes_max=wire.ACTION_BYTES_MAX)
+        data = b"".join(arrived)
+        for verdict in decoder.feed(data):
+            if verdict.id in self._early:
+                self._early[verdict.id] = verdict
+        if arrived and not arrived[-1]:
+            raise self._break("the kernel is gone")
+        rest = data[len(data) - decoder.pending_bytes :]
+        return [rest] if rest else []
 
     def _break(self, why: str) -> KernelUnavailable:
         self._broken = self._broken or f"{why}; nothing is allowed any more"
@@ -188,7 +203,7 @@ class Channel:
         if self._shared is None:
             self._write(data)
         else:
-            self._in_turn(lambda: self._write(data))
+            self._in_turn(self._write, data)
 
     def _write(self, data: bytes) -> None:
         """Write one encoded frame, undivided by those of other threads, handlers and processes."""

@@ -11,9 +11,8 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from agentos import wire
 from agentos.agent.process import AgentProcess, current
@@ -23,8 +22,7 @@ from agentos.values import pack_value, unpack_value
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
+class Allowed(NamedTuple):
     """A decision that allowed: it is on record as `seq` already. `rule` is None for the default."""
 
     operation: str

@@ -21,12 +21,14 @@ from typing import Any, Final
 import msgpack
 
 from agentos.errors import HostError, RecorderUnavailable
+from agentos.mould import HOLE, Mould
 from agentos.recorder.event import AuditEvent, printable, text
 
 MAGIC: Final = b"agentjn1"
 SUFFIX: Final = ".journal"
 SEGMENT_BYTES: Final = 64 * 1024 * 1024  # seconds of a busy kernel: pruning keeps up, and files stay few
 RECORD_BYTES_MAX: Final = 1024 * 1024  # four times the largest action
+MOULD_BYTES_MAX: Final = 2_048  # of one that is kept; most events have a quarter of that
 READ_LIMIT: Final = 5_000  # events held in memory at once
 _CHUNK_BYTES: Final = 2 * RECORD_BYTES_MAX  # always holds one whole record
 
@@ -90,13 +92,41 @@ class JournalWriter:
         Values that msgpack cannot hold are made printable. Raises RecorderUnavailable when the event is too large or
         the disk refuses it; nothing of it is then in the journal, its seq is not used up, and a later call may succeed.
         """
-        seq = self._next_seq
-        fields = (seq, ts_ns, mono_ns, event_type, severity, agent_id, agent_name, execution_id, data, durable)
+        fields = (
+            self._next_seq,
+            ts_ns,
+            mono_ns,
+            event_type,
+            severity,
+            agent_id,
+            agent_name,
+            execution_id,
+            data,
+            durable,
+        )
         try:
             body = self._pack(fields)
         except (TypeError, ValueError, OverflowError):
             body = self._pack(_printable_fields(fields))
-        size = len(body)
+        return self._put(body)
+
+    def mould(
+        self, event_type: str, severity: str, agent_id: str, agent_name: str, execution_id: str, data: Mapping[str, Any]
+    ) -> Mould | None:
+        """Return the mould of an event that is not durable, and of which the one HOLE in `data` is all that varies."""
+        try:
+            body = self._pack((HOLE, HOLE, HOLE, event_type, severity, agent_id, agent_name, execution_id, data, False))
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return Mould.of(body, 4) if len(body) <= MOULD_BYTES_MAX else None
+
+    def append_cast(self, mould: Mould, number: int, *, ts_ns: int, mono_ns: int) -> int:
+        """As `append`, for an event that `mould` was made of, with `number` in its data."""
+        return self._put(mould.cast(self._next_seq, ts_ns, mono_ns, number))
+
+    def _put(self, body: bytes) -> int:
+        """Write the next event."""
+        seq, size = self._next_seq, len(body)
         if size > RECORD_BYTES_MAX:
             raise RecorderUnavailable(f"an event of {size} bytes is too large, the limit is {RECORD_BYTES_MAX}")
         if self._offset + size > SEGMENT_BYTES or self._torn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentos.errors import RecorderUnavailable
+from agentos.mould import HOLE
 from agentos.recorder import journal
 from agentos.recorder.event import printable
 from agentos.recorder.journal import (
@@ -62,6 +64,37 @@ def test_an_event_comes_back_as_it_was(tmp_path: Path) -> None:
     assert (second.seq, second.event_type, second.severity, second.durable) == (2, "action", "info", False)
     assert first.to_json()["ts"] == "2023-11-14T22:13:20.123456Z"
     assert journal_run_id(tmp_path) == RUN
+
+
+def test_an_event_that_was_cast_is_the_event_that_was_appended(tmp_path: Path) -> None:
+    data = {"resource": "src/ü.py", "action_id": HOLE, "rule": None, "context": {"n": [1, 2.5, True]}}
+    writer = JournalWriter(tmp_path, run_id=RUN)
+    mould = writer.mould("action", "info", "a", "n", "e", data)
+    assert mould is not None
+    numbers = [0, 1, 127, 128, 2**32, 2**64 - 1]
+    for number in numbers:
+        seq = add(writer, {**data, "action_id": number})
+        assert writer.append_cast(mould, number, ts_ns=1_700_000_000_123_456_789, mono_ns=42) == seq + 1
+    events = read_all(tmp_path)
+    assert [replace(event, seq=0) for event in events[::2]] == [replace(event, seq=0) for event in events[1::2]]
+    assert [event.data["action_id"] for event in events[1::2]] == numbers
+    assert [event.seq for event in events] == list(range(1, 13))
+
+
+def test_there_is_no_mould_of_what_is_large_or_has_no_bytes_or_has_two_holes(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, run_id=RUN)
+    for data in ({"x": "y" * 5_000}, {"x": {1, 2}}, {"x": HOLE}):
+        assert writer.mould("action", "info", "a", "n", "e", {**data, "action_id": HOLE}) is None
+
+
+def test_an_event_that_is_cast_into_a_closed_journal_is_refused(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path, run_id=RUN)
+    mould = writer.mould("action", "info", "a", "n", "e", {"action_id": HOLE})
+    assert mould is not None
+    writer.close()
+    with pytest.raises(RecorderUnavailable):
+        writer.append_cast(mould, 1, ts_ns=1, mono_ns=1)
+    assert read_all(tmp_path) == []
 
 
 def test_what_msgpack_cannot_hold_is_made_printable(tmp_path: Path) -> None:

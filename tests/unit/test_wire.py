@@ -40,6 +40,29 @@ def test_frames_are_whole_at_any_chunking(size: int, copies: int) -> None:
     assert decoder.pending_bytes == 0
 
 
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_an_act_is_its_id_and_what_is_the_same_for_every_id(one: int, other: int) -> None:
+    found, rest = wire.split_act(wire.encode(ACT._replace(id=one)))
+    assert found == one
+    assert rest
+    assert wire.split_act(wire.encode(ACT._replace(id=other))) == (other, rest)
+    assert wire.split_act(wire.encode(ACT._replace(id=other, cwd="/v")))[1] != rest
+
+
+def test_what_is_not_one_act_is_not_split() -> None:
+    whole = wire.encode(ACT)
+    no_acts = [whole[:size] for size in range(len(whole))] + [whole * 2, whole + b"x", b"\0" + whole]
+    no_acts += [wire.encode(ACT._replace(id=-1)), wire.encode(wire.Outcome(7, True, "x" * 50))]
+    assert {wire.split_act(data) for data in no_acts} == {(0, b"")}
+
+
+def test_a_plain_frame_is_encoded_as_any_other_also_after_one_that_cannot_be() -> None:
+    assert wire.encode_plain(ACT) == wire.encode(ACT)
+    with pytest.raises(ProtocolError, match="Act cannot be encoded"):
+        wire.encode_plain(ACT._replace(resource="\udc41"))
+    assert wire.encode_plain(ACT) == wire.encode(ACT)
+
+
 def raw(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
