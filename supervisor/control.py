@@ -25,6 +25,7 @@ from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import RightsReader
 
 PEERS_MAX: Final = 512
+ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024  # that wait for one client to read on: as much as is kept of results
 GREETING_LIMIT_S: Final = 3.0  # who connects and says nothing must not keep others out
 ACCEPT_PAUSE_S: Final = 0.5  # when there are no descriptors left for another client
 REFUSALS_EVERY_S: Final = 1.0
@@ -49,22 +50,22 @@ class Peer:
         self._sock = sock
         self._reader = RightsReader(sock, wire.FROM_CLIENT)
         self._greeted = False
-        self._outbox = Outbox(control.loop, sock.fileno(), lambda _: self.close())
+        self.outbox = Outbox(control.loop, sock.fileno(), lambda _: self.close(), waiting_bytes_max=ANSWER_BYTES_MAX)
         self._impatience = control.loop.call_later(GREETING_LIMIT_S, self._lose_patience)
         control.loop.add_reader(sock.fileno(), self._read)
 
     def send(self, frame: Any) -> None:
-        self._outbox.write(wire.encode(frame))
+        self.outbox.write(wire.encode(frame))
 
     @property
     def pending_bytes(self) -> int:
         """What the peer has not read yet: notices are dropped, not queued, while this is large."""
-        return self._outbox.pending_bytes
+        return self.outbox.pending_bytes
 
     def close(self) -> None:
         if self._sock.fileno() < 0:
             return
-        self._outbox.close()
+        self.outbox.close()
         self._impatience.cancel()
         self._control.loop.remove_reader(self._sock.fileno())
         self._sock.close()

@@ -18,7 +18,6 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -40,6 +39,7 @@ from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.lives import Lives
+from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.queries import Queries
 from agentos.supervisor.recorder_link import RecorderLink
@@ -249,44 +249,43 @@ class Kernel:
     def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
         caller = Caller("host" if peer.is_host else "cli", descriptors=descriptors)
         caller.peer = peer
-        task = self._spawn_task(self._answer(caller, call, peer.send))
+        task = self._spawn_task(self._answer(caller, call, peer.outbox))
         if call.method in ONLY_WAITING:
             peer.waiting.add(task)
             task.add_done_callback(peer.waiting.discard)
 
     def _on_agent_call(self, agent: Agent, call: wire.Call) -> None:
-        def send(frame: Any) -> None:
-            if agent.calls is not None:
-                agent.calls.write(wire.encode(frame))
-
+        if agent.calls is None:
+            return
         size = agent.intake.frame_bytes if agent.intake is not None else 0
         if agent.calls_waiting >= CALLS_MAX or agent.calls_bytes + size > CALL_BYTES_MAX:
             text = f"{call.method}: {agent.calls_waiting} calls of this agent wait for their answers already"
-            send(to_fault(call.id, HostError(text)))
+            agent.calls.write(wire.encode(to_fault(call.id, HostError(text))))
             return
-        self._spawn_task(self._answer_agent(agent, size, call, send))
+        self._spawn_task(self._answer_agent(agent, size, call, agent.calls))
 
-    async def _answer_agent(self, agent: Agent, size: int, call: wire.Call, send: Any) -> None:
+    async def _answer_agent(self, agent: Agent, size: int, call: wire.Call, outbox: Outbox) -> None:
         agent.calls_waiting += 1
         agent.calls_bytes += size
         try:
-            await self._answer(Caller(f"agent {agent.id}", agent), call, send)
+            await self._answer(Caller(f"agent {agent.id}", agent), call, outbox)
         finally:
             agent.calls_waiting -= 1
             agent.calls_bytes -= size
 
-    async def _answer(self, caller: Caller, call: wire.Call, send: Any) -> None:
+    async def _answer(self, caller: Caller, call: wire.Call, outbox: Outbox) -> None:
         try:
             if caller.agent is not None:
                 self.broker.note(caller.agent, "kernel_call", {"method": call.method})
             value = await self.calls.run(caller, call.method, call.params)
-            send(wire.Reply(call.id, value))
+            await outbox.turn(_size(value))
+            outbox.write(wire.encode(wire.Reply(call.id, value)))
         except AgentosError as error:
-            _send_fault(call, error, send)
+            _send_fault(call, error, outbox)
         except Exception as error:
             method, what = call.method[:METHOD_MAX], repr(error)[:TEXT_MAX]
             self.recording.try_append("kernel_fault", {"call": method, "error": what}, severity="critical")
-            _send_fault(call, AgentosError(f"internal error in {method}: {what}"), send)
+            _send_fault(call, AgentosError(f"internal error in {method}: {what}"), outbox)
         finally:
             for descriptor in caller.descriptors:
                 os.close(descriptor)
@@ -323,13 +322,19 @@ class Kernel:
         }  # fmt: skip
 
 
-def _send_fault(call: wire.Call, error: AgentosError, send: Callable[[Any], None]) -> None:
+def _size(value: Any) -> int:
+    """Return the bytes of what may be large in an answer: a result or a state, or several."""
+    values = value if isinstance(value, list) else (value,)
+    return sum(len(one) for one in values if isinstance(one, bytes))
+
+
+def _send_fault(call: wire.Call, error: AgentosError, outbox: Outbox) -> None:
     """Say what a call failed with, or at least that it failed: without an answer the caller waits for ever."""
     try:
-        send(to_fault(call.id, error))
+        outbox.write(wire.encode(to_fault(call.id, error)))
     except ProtocolError as unsendable:
         text = f"{call.method[:METHOD_MAX]} failed with {type(error).__name__}, which cannot be sent: {unsendable}"
-        send(wire.Fault(call.id, AgentosError.__name__, text, {}))
+        outbox.write(wire.encode(wire.Fault(call.id, AgentosError.__name__, text, {})))
 
 
 def _make_directories(boot: dict[str, Any]) -> None:

@@ -61,8 +61,10 @@ class Queries:
                     self._save(agent, answer.value, before=saved)
                 return answer.value
             why = _why_unanswered(agent, what, answer)
-        if what == "get_state" and agent.ended and agent.saved_state is not None:
-            return agent.saved_state
+        if what == "get_state" and agent.ended:
+            if agent.saved_state is not None:
+                return agent.saved_state
+            why += "; no state of it is kept"
         raise StateUnavailable(f"{what} of {agent.name} ({agent.id}): {why}")
 
     def _save(self, agent: Agent, state: bytes, before: bytes | None) -> None:

@@ -22,6 +22,7 @@ import agentos
 from agentos import AgentHandle, AgentSignal, FlightRecorder, KernelSpace, errors
 
 LIFE_S = 120.0  # of agents that a test ends long before
+MUCH = 12 * 1024 * 1024  # three of them are more than the backlog of one pipe
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_a_handle_tells_of_the_end_and_gives_the_result(place: Arena) -> None:
     assert handle.status().state == "terminated"
     assert handle.name.startswith("<lambda>")
     assert not asyncio.run(handle.send_signal(AgentSignal.SIGTERM))
-    assert "it has ended (exit code 0)" in why(handle.get_state())
+    assert "it has ended (exit code 0); no state of it is kept" in why(handle.get_state())
     assert "it has ended (exit code 0)" in why(handle.cleanup())
 
 
@@ -146,6 +147,33 @@ def test_an_id_that_does_not_exist_has_no_handle(place: Arena) -> None:
         place.kernel.get_agent("nobody")
     with pytest.raises(errors.UnknownAgent):
         KernelSpace().get_agent("nobody")
+
+
+def saves_much() -> None:
+    agentos.save_state(b"x" * MUCH)
+
+
+async def asks_for_much() -> list[int]:
+    kernel = KernelSpace()
+    ids = [await kernel.spawn("saves-much") for _ in range(3)]
+    await kernel.wait_all(ids)
+    states = await asyncio.gather(*(kernel.get_agent(one).get_state() for one in ids))
+    return [len(state) for state in states]
+
+
+def test_several_large_states_at_once_reach_who_asked(place: Arena) -> None:
+    """More together than a backlog may hold: who asks, host or agent, is no peer that does not read."""
+    place.kernel.register(name="saves-much")(saves_much)
+    place.kernel.register(name="asks-for-much")(asks_for_much)
+
+    async def ask() -> list[int]:
+        ids = [await place.kernel.spawn("saves-much") for _ in range(3)]
+        await place.kernel.wait_all(ids)
+        states = await asyncio.gather(*(place.kernel.get_agent(one).get_state() for one in ids))
+        return [len(state) for state in states]
+
+    assert asyncio.run(ask()) == [MUCH] * 3
+    assert asyncio.run(place.kernel.execute("asks-for-much")) == [MUCH] * 3
 
 
 # --- agents that do not ----------------------------------------------------------------------------------------------

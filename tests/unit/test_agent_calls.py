@@ -7,6 +7,7 @@ import asyncio
 import os
 import pickle
 import re
+import resource
 import signal
 import sys
 import threading
@@ -712,6 +713,30 @@ def test_an_unknown_query_is_answered_and_harms_nothing() -> None:
     unknown, state = queries(lambda: None, "fly", "get_state")
     assert (unknown.ok, unknown.error) == (False, "unknown query 'fly'")
     assert state.ok
+
+
+def test_an_agent_without_room_for_a_thread_answers_later_questions() -> None:
+    """What it is asked meanwhile it never answers, which the kernel says; its calls and its other answers go on."""
+
+    def function() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        threading.stack_size(256 * 1024 * 1024)  # more than may be left over from a thread that has ended
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 1024 * 1024, before[1]))
+        wait_for_the_kernel()
+        KernelSpace().get_agent_status("child-1")  # answered behind the question
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        wait_for_the_kernel()
+
+    with agent(function, on_call=answers) as one:
+        for number in (1, 2):
+            one.until(wire.Act, number)
+            one.tell(wire.Query(number, "get_state"))
+            if number == 2:
+                assert one.until(wire.Answer).id == 2
+            os.kill(one.pid, signal.SIGUSR1)
+        one.result()
 
 
 def test_signals_stay_with_the_main_thread() -> None:

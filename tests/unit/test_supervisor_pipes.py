@@ -100,6 +100,55 @@ def test_an_outbox_gives_up_once_and_says_why(pipe: tuple[int, int], how: str) -
     assert asyncio.run(main()) == [expected]
 
 
+def test_large_answers_take_turns_and_one_too_many_is_refused_alone(pipe: tuple[int, int]) -> None:
+    reads, writes = pipe
+
+    async def main() -> tuple[bytes, list[str]]:
+        outbox = Outbox(asyncio.get_running_loop(), writes, pytest.fail, waiting_bytes_max=20_000)
+        most = 0
+
+        async def answer(letter: bytes) -> str:
+            nonlocal most
+            try:
+                await outbox.turn(8_000)
+            except HostError as error:
+                return str(error)
+            outbox.write(letter * 8_000)
+            most = max(most, outbox.pending_bytes)
+            return ""
+
+        tasks = [asyncio.create_task(answer(letter)) for letter in (b"a", b"b", b"c", b"d")]
+        got = b""
+        while len(got) < 24_000:
+            await asyncio.sleep(0.001)
+            got += os.read(reads, 1_000)
+        assert most <= 8_000
+        outbox.close()
+        return got, [await task for task in tasks]
+
+    got, said = asyncio.run(asyncio.wait_for(main(), 20))
+    assert got == b"a" * 8_000 + b"b" * 8_000 + b"c" * 8_000
+    assert said == ["", "", "", "16000 bytes of answers wait to be read already; ask for less at once"]
+
+
+@pytest.mark.parametrize("how", ["closed", "stuck"])
+def test_whose_turn_cannot_come_any_more_is_not_held(pipe: tuple[int, int], how: str) -> None:
+    async def main() -> None:
+        outbox = Outbox(asyncio.get_running_loop(), pipe[1], lambda _: None)
+        outbox.write(bytes(100_000))
+        waiting, given_up = (asyncio.create_task(outbox.turn(1)) for _ in range(2))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        if how == "closed":
+            outbox.close()
+        else:
+            outbox.write(bytes(BYTES_MAX))
+        await waiting
+        await outbox.turn(10**9)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 # --- intake --------------------------------------------------------------------------------------------------------
 
 
