@@ -26,6 +26,7 @@ from world import wait_until
 
 from agentos.errors import AgentosError
 from agentos.supervisor.calls import METHODS
+from agentos.supervisor.queries import ASKED
 from agentos.supervisor.requests import _TAKES
 
 SHARE_S = SECONDS * 5 / 6
@@ -102,7 +103,12 @@ class Round:
             with no_room(self.kernel_pid):
                 time.sleep(self.dice.choice((0.01, 0.1)))
             self.met["moments without room"] += 1
-        elif kind < 0.13:
+        elif kind < 0.13 and self.living:
+            agent_id, what = self.dice.choice(list(self.living)), self.dice.choice(ASKED)
+            with contextlib.suppress(AgentosError):
+                self.place.call("query", id=agent_id, what=what)
+                self.met["questions answered"] += 1
+        elif kind < 0.15:
             began = time.monotonic()
             assert self.place.call("ps")["agents"]
             self.slowest_ps_s = max(self.slowest_ps_s, time.monotonic() - began)
@@ -166,7 +172,7 @@ def test_every_action_is_answered_once_and_is_on_record(
 ) -> None:
     policy = tmp_path / "fuzz.yaml"
     policy.write_text(POLICY)
-    with arena(tmp_path, fuzzer.steady, policy=str(policy)) as place:
+    with arena(tmp_path, fuzzer.steady, policy=str(policy), timeout=600 + 3 * SECONDS) as place:
         family, descriptors = processes(place), place.descriptors()
         place.waits()
         play = Round(place, tmp_path)

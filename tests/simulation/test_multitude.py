@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from invariants import INVARIANTS, Books, Violated
-from multitude import Multitude, report
+from multitude import TOLD, Multitude, report
 
 from agentos import lifecycle, wire
 from agentos.clock import RunningTime
@@ -26,10 +26,12 @@ from agentos.errors import AgentosError
 from agentos.lifecycle import IllegalTransition, State
 from agentos.policies import Quota
 from agentos.signals import AgentSignal
-from agentos.supervisor import broker, decide, endings
+from agentos.supervisor import broker, decide, endings, restarts
 from agentos.supervisor.admission import Admission
+from agentos.supervisor.agents import Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
+from agentos.supervisor.lives import Lives
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
@@ -64,7 +66,7 @@ def test_the_invariants_hold_at_every_step(seed: int, capsys: pytest.CaptureFixt
         met.update(world.met)
     rate = steps / (time.monotonic() - began)
     report(capsys, f"AGENTOS_SEED={seed}: {steps:,} steps, {rate:,.0f}/s, {dict(met)}")
-    wanted = {"born", "sentries lost", "faults", "not recorded", "ProtocolError", "AgentTimeoutError", "SeveralFailed"}
+    wanted = {"born", "faults", "not recorded", "ProtocolError", "AgentTimeoutError", "SeveralFailed", *TOLD}
     assert wanted - set(met) == set()
 
 
@@ -222,6 +224,25 @@ def fail_without_a_name(patch: Patch) -> None:
     patch.setattr(Endings, "_deliver", planted)
 
 
+def restart_whatever_ended(patch: Patch) -> None:
+    patch.setattr(restarts, "_is_wanted", lambda policy, ending: True)
+
+
+def forget_how_often(patch: Patch) -> None:
+    patch.setattr(restarts, "STARTS_MAX", 10**6)
+
+
+def restart_at_once(patch: Patch) -> None:
+    when_due = Lives._when_due
+    patch.setattr(
+        Lives, "_when_due", lambda self, life, lineage, not_before_s: when_due(self, life, lineage, self._loop.time())
+    )
+
+
+def leave_the_children(patch: Patch) -> None:
+    patch.setattr(Agents, "children", lambda self, agent: [])
+
+
 PLANTS: dict[Callable[[Patch], None], str] = {
     allow_what_cannot_be_recorded: "recorded first",
     answer_before_the_record: "recorded first",
@@ -242,6 +263,10 @@ PLANTS: dict[Callable[[Patch], None], str] = {
     deliver_unsaid: "said first",
     tell_an_exit_twice: "closed books",
     forget_who_waits: "closed books",
+    restart_whatever_ended: "restarts",
+    forget_how_often: "restarts",
+    restart_at_once: "restarts",
+    leave_the_children: "children",
     fail_without_a_name: "commands end",
 }
 

@@ -103,7 +103,7 @@ class Arena:
     def assert_bystander_acts(self, actions: int = 20) -> None:
         """The one agent that did nothing wrong lives, is the same process, and is answered."""
         before = self.inspect()
-        assert before["state"] == "running"
+        assert before["state"] == "running", (before, self.events(agent_id=self.bystander_id)[-5:])
         begin = NOTES.unpack_from(self._notes)[0]
         wait_until(lambda: NOTES.unpack_from(self._notes)[0] >= begin + actions, what="the bystander to act")
         assert self.inspect()["pid"] == before["pid"]

@@ -113,6 +113,7 @@ class Hostile:
         self.owed = Counter[int]()  # answers still to come, by the id of the action
         self.calls_owed: set[int] = set()
         self.outgoing: deque[tuple[bytes, str]] = deque()  # and the line to write once it is in the pipe
+        self.questions: deque[int] = deque()  # that the kernel asked of it
         self.cursor = 0
         self.reads = True
         self.spawned = 0
@@ -139,6 +140,9 @@ class Hostile:
 
     def answered(self, frame: Any) -> None:
         """What the thread of the runtime reads on the calls pipe."""
+        if isinstance(frame, wire.Query):
+            self.questions.append(frame.id)
+            return
         if isinstance(frame, wire.Query):  # it asked for that itself; some of its questions stay open
             if self.dice.random() < 0.8:
                 answer = mutants.frame_of(self.dice, wire.Answer)._replace(id=frame.id)
@@ -236,6 +240,14 @@ class Hostile:
         frame = mutants.frame_of(self.dice, cls)
         self.outgoing.append((wire.encode(frame._replace(version=wire.VERSION) if cls is wire.Hello else frame), ""))
 
+    def answer_questions(self) -> None:
+        """Answer what the kernel asked, with anything; one in five hears nothing."""
+        while self.questions:
+            number = self.questions.popleft()
+            if self.dice.random() < 0.8:
+                answer = mutants.frame_of(self.dice, wire.Answer)._replace(id=number)
+                self.outgoing.append((wire.encode(answer), ""))
+
     def send_in_pieces(self) -> None:
         """Stop in the middle of a frame for a while, at any byte."""
         data = self.act() + self.act()
@@ -302,6 +314,7 @@ class Hostile:
         self.reads = True
         deadline = time.monotonic() + LIFE_S
         while self.outgoing or any(count > 0 for count in self.owed.values()) or self.calls_owed:
+            self.answer_questions()
             self.step(0.05)
             if time.monotonic() > deadline:
                 return False
@@ -319,6 +332,7 @@ class Hostile:
             ]  # fmt: skip
             weights, things = zip(*happens, strict=True)
             dice.choices(things, weights)[0]()
+            self.answer_questions()
             self.step(0)
         return self.end()
 

@@ -33,12 +33,18 @@ INVARIANTS: Final = {
     "reasons": "the kernel sends no signal of its own without a reason on record, and none before that",
     "said first": "a signal is on record before it is delivered, an exit before it is reaped",
     "closed books": "when an agent is gone nothing waits for it, and how it ended was told once",
+    "restarts": "an agent lives again as its policy says: not sooner, not too often, and not after it was told to end",
+    "children": "nobody outlives the agent that started it for long",
     "commands end": "a command ends with its value or an error that has a name",
 }  # fmt: skip
 EVENTS_KEPT: Final = 20_000
 ACTED: Final = ("action_allowed", "policy_violation")
 SLACK_S: Final = 1e-6
 WINDOW_S: Final = 60.0
+STARTS_MAX, RESTART_WINDOW_S, BACKOFF_S_MAX = 10, 120.0, 30.0
+BACKOFF_SLACK_S: Final = 0.001  # the record rounds to it
+ENDED_KEPT: Final = 100
+ORPHANS_GET: Final = ("SIGTERM", "SIGCONT", "SIGKILL")
 ENDS: Final = ("agent_exited", "sentry_lost")
 
 
@@ -65,6 +71,9 @@ class Account:
         self.exit_said = False
         self.ends: list[str] = []
         self.reasons: Counter[str] = Counter()
+        self.exit_code: int | None = None
+        self.told_to_end = False
+        self.due_s = 0.0  # of a life that follows another
 
 
 class Books:
@@ -76,6 +85,8 @@ class Books:
         self.checks = 0
         self.limit = limit
         self._charged: dict[str, deque[float]] = {}  # by the name of the agent: what rule `few` let pass
+        self._births: dict[str, deque[float]] = {}  # of all lives of one agent, by the latest
+        self._ended: dict[str, Account] = {}  # the latest
         self.violated: Violated | None = None
 
     def fail(self, name: str, what: str, cause: BaseException | None = None) -> NoReturn:
@@ -92,6 +103,24 @@ class Books:
     def on_born(self, agent: Agent) -> None:
         self.accounts[agent.id].born = True
 
+        if agent.lineage is not None:
+            births = self._births.pop(agent.previous_id or "", deque(maxlen=STARTS_MAX + 1))
+            self._births[agent.id] = births
+            births.append(self._loop.time())
+            if len(births) > STARTS_MAX and births[-1] - births[0] < RESTART_WINDOW_S:
+                self.fail("restarts", f"{agent.id} is the {len(births)}th within {births[-1] - births[0]} s")
+
+    def on_due(self, agent: Agent) -> None:
+        """A life that follows another is about to begin."""
+        now_s, due_s = self._loop.time(), self.accounts[agent.id].due_s
+        if now_s < due_s - BACKOFF_SLACK_S:
+            self.fail("restarts", f"{agent.id} begins at {now_s}, it may from {due_s} on")
+
+    def on_told_to_end(self, agent: Agent) -> None:
+        account = self.accounts.get(agent.id)
+        if account is not None:
+            account.told_to_end = True
+
     def on_act(self, agent: Agent, act: wire.Act) -> None:
         account = self.accounts[agent.id]
         account.asked[act.id] = act
@@ -99,6 +128,8 @@ class Books:
 
     def on_attempt(self, event_type: str, agent_id: str, data: dict[str, Any]) -> None:
         """The kernel says something to its record, which may refuse it."""
+        if event_type == "agent_restarting":
+            self._check_restart(self._ended[agent_id], data)
         account = self.accounts.get(agent_id)
         if account is None:
             return
@@ -115,7 +146,7 @@ class Books:
         elif event_type == "protocol_error":
             account.reasons["SIGKILL"] += 1
         elif event_type == "agent_exited":
-            account.exit_said = True
+            account.exit_said, account.exit_code = True, data["exit_code"]
         if event_type in ENDS:
             account.ends.append(event_type)
         if event_type in ACTED and data.get("rule_name") == "few":
@@ -187,7 +218,8 @@ class Books:
                 self.fail("running time", f"{agent.id} ran {account.ran_s - seconds} s of {agent.timeout_s}")
 
     def on_gone(self, agent: Agent) -> None:
-        account = self.accounts.pop(agent.id)
+        account = self._ended[agent.id] = self.accounts.pop(agent.id)
+        self._ended.pop(next(iter(self._ended)) if len(self._ended) > ENDED_KEPT else "", None)
         if agent.deliveries or agent.queries:
             self.fail("closed books", f"somebody waits for {agent.id}")
         if len(set(account.ends)) < len(account.ends) or bool(account.ends) != account.born:
@@ -222,6 +254,9 @@ class Books:
         for account in self.accounts.values():
             if account.unanswered and account.agent.verdicts is not None:
                 self.fail("everybody hears", f"{account.agent.id} waits for {sorted(account.unanswered)[:5]}")
+            parent = account.agent.parent_id
+            if parent is not None and parent not in self.accounts and not account.told_to_end:
+                self.fail("children", f"{account.agent.id} lives, {parent} does not")
         waiting = [task for task in world.commands if not _waits_for_agents(task)]
         if waiting:
             self.fail("everybody hears", f"{len(waiting)} commands have not ended: {waiting[0]}")
@@ -232,8 +267,24 @@ class Books:
         if world.slots._admission.running or world.slots.in_line:
             self.fail("slots", "somebody who is gone holds a slot")
 
+    def _check_restart(self, account: Account, data: dict[str, Any]) -> None:
+        """The kernel says that another life follows; which its books know already."""
+        agent = account.agent
+        policy, _, limit = data["policy"].partition(":")
+        succeeded = account.exit_code == 0 and not agent.timed_out and agent.raised is None
+        wanted = policy == "always" or (policy == "on-failure" and not succeeded)
+        if not wanted or account.told_to_end or agent.ended_by in {"policy", "protocol"}:
+            self.fail("restarts", f"{agent.id}, {policy}, told to end: {account.told_to_end}, {agent.ended_by}: {data}")
+        if limit and data["attempt"] > int(limit):
+            self.fail("restarts", f"{data['attempt']} of {limit}")
+        if data["delay_s"] > BACKOFF_S_MAX:
+            self.fail("restarts", f"a delay of {data['delay_s']} s")
+        self.accounts[data["new_id"]].due_s = self._loop.time() + data["delay_s"]
+
     def _check_reason(self, account: Account, signal: str) -> None:
-        if not account.reasons[signal]:
+        parent = account.agent.parent_id
+        orphaned = parent is not None and parent not in self.accounts and signal in ORPHANS_GET
+        if not account.reasons[signal] and not orphaned:
             self.fail("reasons", f"{signal} to {account.agent.id}, for which there is none")
 
     def _charge(self, agent: Agent, data: dict[str, Any]) -> None:

@@ -28,7 +28,10 @@ from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.calls import Caller, Calls
 from agentos.supervisor.endings import Endings
+from agentos.supervisor.lineage import Lineage
+from agentos.supervisor.lives import Lives
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.restarts import NEVER, parse_restart
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
 
@@ -47,7 +50,10 @@ rules:
   - {{name: killed, action: deny, operation: read, resource: data/killed, on_violation: SIGKILL}}
   - {{name: safe, action: allow, operation: read, resource: data/safe, audit: durable}}
 """
+TOLD: Final = ("agent_restarting", "agent_failed", "agent_timeout", "sentry_lost", "policy_violation_repeated")
 DEADLY: Final = (AgentSignal.SIGTERM, AgentSignal.SIGALRM, AgentSignal.SIGUSR1, AgentSignal.SIGUSR2)
+HOPELESS: Final = "n4"  # fails soon, in each of its lives
+RESTARTS: Final = ("never", "never", "on-failure", "on-failure:2", "always")
 RESOURCES: Final = (*("data/x",) * 12, "data/limited", "data/limited", "data/safe", "data/frozen", "//..", "data/y")
 
 
@@ -108,6 +114,8 @@ class Life:
             return
         self.began = True
         self.say(wire.StateSeen("running", "exec"))
+        if self.agent.name == HOPELESS:
+            self.world.loop.call_later(self.dice.choice((0.01, 1.0)), self.end, 1, None)
 
     # --- the sentry ------------------------------------------------------------------------------------------------
 
@@ -223,6 +231,10 @@ class Multitude:
         )  # fmt: skip
         self.endings.broker = self.broker
         self.sentries = SentryLink(self.loop, self.broker, self.endings)
+        starting: Any = SimpleNamespace(closed=False, new_id=self.new_id, prepare=self.prepare, begin=self.begin)
+        self.ends = Lives(
+            self.loop, self.agents, self.clock, self.broker, self.endings, starting, dice=self.dice.random
+        )
         kernel: Any = SimpleNamespace(agents=self.agents, slots=self.slots, broker=self.broker, endings=self.endings)
         self.calls = Calls(kernel)
         self.policy, self.quota = Policy.from_yaml(POLICY), Quota()
@@ -242,6 +254,8 @@ class Multitude:
     def append(self, event_type: str, severity: str, agent_id: str, *rest: Any, durable: bool, **_: Any) -> int:
         """Stand for the journal."""
         data = rest[-1]
+        if event_type in TOLD:
+            self.met[event_type] += 1
         if self.loop.time() < self.journal_fails_until_s or self.dice.random() < 0.002:
             self.met["not recorded"] += 1
             raise RecorderUnavailable("planted")
@@ -268,24 +282,50 @@ class Multitude:
 
     # --- lives -----------------------------------------------------------------------------------------------------
 
+    def new_id(self) -> str:
+        return f"a{next(self.numbers)}"
+
+    def new_agent(self, agent_id: str, name: str, parent_id: str | None) -> Agent:
+        agent = Agent(
+            id=agent_id, name=name, execution_id="e", kind="python", command=[], level="hooks", cwd="/",
+            policy=EffectivePolicy(self.policy, workspace="/", permissions=["read"], quota=self.quota),
+            policy_name="multitude", context={}, grace_s=self.dice.choice((0.0, 3.0)),
+            timeout_s=self.dice.choice((None, None, 2.0, 30.0)), parent_id=parent_id,
+        )  # fmt: skip
+        self.lives[agent.id] = Life(self, agent)
+        self.books.on_start(agent)
+        return agent
+
     def start(self, parent: Agent | None = None) -> Life:
         """Put one more agent in line, as Starting does."""
-        number, dice = next(self.numbers), self.dice
-        agent = Agent(
-            id=f"a{number}", name=f"n{number % 5}", execution_id="e", kind="python", command=[], level="hooks", cwd="/",
-            policy=EffectivePolicy(self.policy, workspace="/", permissions=["read"], quota=self.quota),
-            policy_name="multitude", context={}, grace_s=dice.choice((0.0, 3.0)),
-            timeout_s=dice.choice((None, None, 2.0, 30.0)), parent_id=parent.id if parent else None,
-        )  # fmt: skip
-        life = self.lives[agent.id] = Life(self, agent)
+        name = f"n{self.dice.randrange(5)}"
+        agent = self.new_agent(self.new_id(), name, parent.id if parent else None)
+        policy = parse_restart("restart", self.dice.choice(RESTARTS))
+        if policy is not NEVER:
+            again: Any = lambda agent_id, _: SimpleNamespace(agent_id=agent_id, name=name, parent_id=agent.parent_id)
+            agent.lineage = Lineage(policy, again)
+        self.stand_in_line(agent)
+        return self.lives[agent.id]
+
+    def prepare(self, request: Any) -> Any:
+        """Make the next life of an agent, as Starting does."""
+        return SimpleNamespace(agent=self.new_agent(request.agent_id, request.name, request.parent_id))
+
+    async def begin(self, life: Any, _: int | None) -> None:
+        """Its back-off is over. There may be no way to record that."""
+        if self.dice.random() < 0.05:
+            raise RecorderUnavailable("planted")
+        self.books.on_due(life.agent)
+        self.stand_in_line(life.agent)
+
+    def stand_in_line(self, agent: Agent) -> None:
         self.agents.add(agent)
-        self.books.on_start(agent)
-        if self.slots.ask(agent.id, dice.choice((0, 0, 0, 5, -5))):
-            self.bear(life)
+        if self.slots.ask(agent.id, self.dice.choice((0, 0, 0, 5, -5))):
+            agent.in_line = False
+            self.bear(self.lives[agent.id])
         else:
-            agent.in_line = True
-            self.do(self.bear_in_turn(life))
-        return life
+            agent.in_line = agent.waited = True
+            self.do(self.bear_in_turn(self.lives[agent.id]))
 
     async def bear_in_turn(self, life: Life) -> None:
         await self.slots.turn(life.agent.id)
@@ -296,6 +336,8 @@ class Multitude:
     def bear(self, life: Life) -> None:
         self.count("born")
         self.books.on_born(life.agent)
+        if life.agent.lineage is not None:
+            life.agent.lineage.started(self.loop.time())
         life.be_born()
         if not life.agent.gone.is_set():
             self.endings.watch_time(life.agent)
@@ -305,6 +347,7 @@ class Multitude:
         agent.close(self.loop)
         self.slots.leave(agent.id)
         del self.lives[agent.id]
+        self.ends.on_gone(agent)
         for old in [one for one in self.agents.all() if one.gone.is_set()][:-ENDED_KEPT]:
             del self.agents._by_id[old.id]
 
@@ -357,7 +400,7 @@ class Multitude:
             case 3:
                 self.do(self.endings.send(agent, dice.choice(list(AgentSignal)), None, "host"))
             case 4:
-                self.do(self.endings.stop(agent, dice.choice((None, 0.0, 1.0)), "host"))
+                self.do(self.stop(agent, dice.choice((None, 0.0, 1.0))))
             case 5 | 6 if life.began and life.exit is None:
                 life.change(stopped=not life.stopped, mechanism="job control")
             case 7 if life.began and len(self.lives) < AGENTS_AT_ONCE:
@@ -369,6 +412,10 @@ class Multitude:
                 self.do(self.calls.run(Caller("host"), "wait", {"id": agent.id, "timeout_s": dice.choice((0.1, 9.0))}))
             case _:
                 self.met["nothing"] += 1
+
+    async def stop(self, agent: Agent, grace_s: float | None) -> None:
+        self.books.on_told_to_end(agent)
+        await self.endings.stop(agent, grace_s, "host")
 
     def hinder(self, life: Life) -> None:
         """A fault of the world."""
@@ -406,9 +453,10 @@ class Multitude:
             if self.steps >= quiet_at:
                 await self.be_quiet()
                 quiet_at = self.steps + QUIET_EVERY
-        for life in list(self.lives.values()):
-            self.do(self.endings.kill(life.agent, "host"))
-        await self.be_quiet()
+        while self.lives:
+            for life in list(self.lives.values()):
+                self.do(self.stop(life.agent, 0.0))
+            await self.be_quiet()
         self.books.at_the_end(self)
 
     async def be_quiet(self) -> None:
