@@ -17,6 +17,7 @@ from agentos.lifecycle import State
 from agentos.signals import describe_exit
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.broker import Broker
+from agentos.supervisor.lineage import latest
 
 ASKED: Final = ("cleanup", "save_state", "get_state")
 ANSWER_LIMIT_S: Final = 2.0  # a runtime that can answer does so in a millisecond; only a clean-up may take longer
@@ -64,7 +65,7 @@ class Queries:
         if what == "get_state" and agent.ended:
             if agent.saved_state is not None:
                 return agent.saved_state
-            why += "; no state of it is kept"
+            why += "" if agent.successor else "; no state of it is kept"
         raise StateUnavailable(f"{what} of {agent.name} ({agent.id}): {why}")
 
     def _save(self, agent: Agent, state: bytes, before: bytes | None) -> None:
@@ -104,6 +105,8 @@ def _why_not_asked(agent: Agent) -> str:
     if agent.kind != "python":
         return "it is a program, and has neither state nor clean-up functions here; send it a signal"
     if not agent.ended and (agent.in_line or not agent.pid):  # nothing may reach it before its Start does
+        if agent.restart_at_ns:
+            return "it waits to be started again"
         return "it waits for a free slot" if agent.in_line else "it is being started; ask again in a moment"
     if not agent.ended and len(agent.queries) >= OPEN_MAX:
         return f"it has not answered {OPEN_MAX} questions before this one"
@@ -114,7 +117,7 @@ def _why_silent(agent: Agent) -> str:
     """Return why an agent that was started can answer nothing now, "" when it can."""
     if agent.ended:
         how = describe_exit(agent.exit_code, agent.exit_signal) if agent.exit_on_record else "before it had started"
-        return f"it has ended ({how})"
+        return f"it has ended ({how})" + (f" and lives on as {latest(agent).id}" if agent.successor else "")
     if agent.state is State.STOPPED:
         return "it is stopped, and can answer only once it is continued; send it SIGCONT"
     if agent.calls is None or agent.calls.closed:

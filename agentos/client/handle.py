@@ -32,6 +32,8 @@ class Client(Protocol):
 class AgentHandle:
     """One agent. A value that may be kept: what it names is looked up at each use, also after the agent has ended.
 
+    An agent that is started again is another one, with an id of its own; `wait` alone follows it to its last life.
+
     `cleanup`, `save_state` and `get_state` are answered by a thread of the agent beside its function, which goes on
     meanwhile. They raise StateUnavailable, which says why, when there is no answer within 2 s: the agent is a program,
     is stopped, has ended or not started, or lets no other thread run. What is asked, and how it ended, is on record.

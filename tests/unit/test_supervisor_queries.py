@@ -270,6 +270,9 @@ def test_who_cannot_answer_is_not_waited_for(bench: Bench) -> None:
         assert "it is being started" in await bench.why()
         agent.in_line = True
         assert "it waits for a free slot" in await bench.why()
+        agent.restart_at_ns = 1
+        assert "it waits to be started again" in await bench.why()
+        agent.restart_at_ns = 0
         agent.pid, agent.in_line = 1, False
         agent.move(lifecycle.Paused())
         assert "it is stopped, and can answer only once it is continued; send it SIGCONT" in await bench.why()
@@ -278,7 +281,7 @@ def test_who_cannot_answer_is_not_waited_for(bench: Bench) -> None:
         assert "it has closed its pipe" in await bench.why()
         assert "it has closed its pipe" in await bench.why()
         assert bench.loop.time() == began
-        assert [one.data["ok"] for one in bench.recorded("agent_answered")] == [False] * 6
+        assert [one.data["ok"] for one in bench.recorded("agent_answered")] == [False] * 7
 
     play(bench, story)
 
@@ -317,6 +320,17 @@ def test_an_agent_that_ends_has_the_state_that_it_saved(bench: Bench, at_once: b
         assert await bench.ask() == STATE
         for what in ("cleanup", "save_state"):
             assert "it has ended (exit code 3)" in await bench.why(what)
+
+    play(bench, story)
+
+
+def test_of_a_life_that_is_over_the_next_one_is_named(bench: Bench) -> None:
+    """Its state went to the next life; so should the question."""
+
+    async def story() -> None:
+        bench.end(bench.one.agent)
+        bench.one.agent.successor = bench.other.agent
+        assert (await bench.why()).endswith("it has ended (exit code 3) and lives on as other-id")
 
     play(bench, story)
 
