@@ -1,8 +1,8 @@
 """What binds one agent: its policy, the rule sets before it, its permissions, and its parent above.
 
 Order: invalid names, @private, @self, @command, @runtime, permissions and restrictions, rules of the command line, the
-policy, its default; then the parent's bound (R9). Immutable, hence cached: a reload makes a new object. What an
-action's moment decides (conditions, limits) is never cached.
+policy, its default; then the parent's bound (R9). What it works out is cached until `adopt` gives it another policy.
+What an action's moment decides (conditions, limits) is never cached.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Prepared = Decision | tuple[Plan, ...]
 
 
 class EffectivePolicy:
-    """The policy of one agent, in force. Build a new one to change anything.
+    """The policy of one agent, in force. Only `adopt` changes it, and only its policy.
 
     `workspace` is an absolute path without links. `permissions` None sets no ceiling and grants nothing (R10).
     `name` is the agent's, and keys what its children spend of its rate limits (R8.4); pass the kernel's one
@@ -73,10 +73,20 @@ class EffectivePolicy:
         self.workspace: str | None = workspace
         self.parent = parent
         self.quota: Quota = quota or (parent.quota if parent is not None else Quota())
-        self.link = self._link(
-            policy, permissions, tuple(extra_rules), standing or Standing(), tuple(restrictions), name
-        )
+        extra = tuple(extra_rules)
+        self._extra = Compiled(extra) if extra else None
+        self._standing = standing or Standing()
+        self._permissions = verdict.ceiling(permissions)
+        self._taken_away = verdict.taken_away(restrictions)
+        self._name = name
+        self.link = self._link()
         self._cached: Callable[[str, str, str | None, str | None], Prepared] = lru_cache(CACHE_ENTRIES)(self._prepare)
+
+    def adopt(self, policy: Policy) -> None:
+        """Decide by `policy` from the next action on, its quota spent as it is; the parent has adopted it before."""
+        self.policy = policy
+        self.link = self._link()
+        self.forget()
 
     def forget(self) -> None:
         """Let go of what was worked out so far: nobody is going to ask soon. Decisions stay what they are."""
@@ -112,26 +122,18 @@ class EffectivePolicy:
         prepared = self._cached(action.operation, action.resource, action.resolved, place)
         return prepared if isinstance(prepared, Decision) else None
 
-    def _link(
-        self,
-        policy: Policy,
-        permissions: Iterable[str] | None,
-        extra: tuple[Rule, ...],
-        before: Standing,
-        restrictions: tuple[str, ...],
-        name: str | None,
-    ) -> Link:
+    def _link(self) -> Link:
         """Join what the policy brings (its own bounds included) with what this agent adds."""
-        link = policy.link(permissions)
+        link = self.policy.link(self._permissions)
         above = self.parent.link if self.parent is not None else None
         return replace(
             link,
-            extra=Compiled(extra) if extra else None,
-            standing=before,
+            extra=self._extra,
+            standing=self._standing,
             workspace=self.workspace,
-            restrictions=link.restrictions | verdict.taken_away(restrictions),
-            name=name,
-            parent=_joined(link.parent, before, self.workspace, above),
+            restrictions=link.restrictions | self._taken_away,
+            name=self._name,
+            parent=_joined(link.parent, self._standing, self.workspace, above),
         )
 
     def _prepare(

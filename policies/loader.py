@@ -31,14 +31,10 @@ import yaml
 from agentos.errors import PolicyLoadError, nearest
 from agentos.policies.faults import FieldError
 from agentos.policies.model import Policy
-from agentos.policies.rule import Pattern, Rule
+from agentos.policies.rule import PATTERN_KEYS, RULE_KEYS, Pattern, Rule
 
 FILE_BYTES_MAX: Final = 16 << 20  # ten thousand rules take two
 POLICY_KEYS: Final = ("name", "version", "description", "default_action", "inheritance", "runtime", "enforce", "rules")
-PATTERN_KEYS: Final = ("operation", "resource", "match_type", "conditions", "exclude")
-RULE_KEYS: Final = (
-    "action", *PATTERN_KEYS, "reason", "name", "description", "on_violation", "rate_limit", "audit", "ask_timeout",
-)  # fmt: skip
 VALUES_MAX: Final = 1_000_000  # texts read from one file, repeated aliases counted: no bomb of a few lines
 _FLAGS: Final = {"true": True, "false": False}
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")

@@ -1,17 +1,14 @@
 """Policies: an ordered list of rules with a default, and the calls that tests, tools and users make.
 
-A Policy grows by `add_rule`; what it is compiled to is immutable and made on the first decision after a change.
+A Policy grows by `add_rule`, and whoever acts by it follows; what it is compiled to is immutable.
 `Policy.decide` is the pure engine: no workspace, no standing rule sets (effective.py adds those), and it reads no
 clock: `at` is the time.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,8 +17,10 @@ from agentos.errors import BadRequest
 from agentos.policies import decision as reasons
 from agentos.policies import verdict
 from agentos.policies.decision import Decision
+from agentos.policies.edition import Edition
 from agentos.policies.engine import Compiled, Subject
 from agentos.policies.faults import FieldError, one_of, text
+from agentos.policies.followers import Followers
 from agentos.policies.normalise import InvalidResource, normalise, normalise_network, printable_name
 from agentos.policies.quota import Quota
 from agentos.policies.rule import Pattern, Rule, is_operation
@@ -65,12 +64,10 @@ class Policy:
         self.enforce = _flag(enforce, "enforce")
         self.parent: Policy | None = None
         self.restrictions: tuple[str, ...] = ()
-        self._rules: list[Rule] = []
-        self._compiled: Compiled | None = None
-        self._hash: str | None = None
+        self._edition = Edition(_rules(rules or ()))
+        self._hashed: tuple[Edition | None, str] = (None, "")
         self._trial = Quota()  # what `decide` counts; a kernel counts in a Quota of its own
-        for rule in rules or ():
-            self._append(rule)
+        self.followers = Followers()
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse to change a field: hashes in the record, and what runs under the policy, would no longer be true."""
@@ -79,12 +76,12 @@ class Policy:
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
-        return f"Policy({self.name!r}, version={self.version!r}, rules={len(self._rules)}, hash={self.hash[:12]})"
+        return f"Policy({self.name!r}, version={self.version!r}, rules={len(self.rules)}, hash={self.hash[:12]})"
 
     @property
     def rules(self) -> tuple[Rule, ...]:
         """The rules in order; `add_rule` appends."""
-        return tuple(self._rules)
+        return self._edition.rules
 
     def add_rule(
         self,
@@ -99,13 +96,18 @@ class Policy:
         audit: str = "normal",
         ask_timeout_s: float | None = None,
     ) -> None:
-        """Append a rule, given by its parts or ready-made; the next decision uses it. Raises PolicyLoadError."""
+        """Append a rule, given by its parts or ready-made; every decision after the return of this call uses it.
+
+        That holds for the agents of every running kernel that was given this policy. Their rate limits go on counting.
+        Raises PolicyLoadError for a wrong rule; RecorderUnavailable, KernelUnavailable or BadRequest when one of these
+        kernels could not follow. Then the rule is in force nowhere. Thread-safe.
+        """
         if isinstance(action, Rule):
-            self._append(action)
+            self._grow(action)
             return
         if pattern is None:
             raise FieldError("add_rule needs a pattern", ("pattern",))
-        self._append(
+        self._grow(
             Rule(
                 action,
                 pattern,
@@ -119,12 +121,17 @@ class Policy:
             )
         )
 
-    def _append(self, rule: Rule) -> None:
-        if not isinstance(rule, Rule):
-            raise FieldError(f"a rule must be a Rule, not {type(rule).__name__}", ("rules", len(self._rules)))
-        self._rules.append(rule)
-        self._compiled = None
-        self._hash = None
+    def _grow(self, rule: Rule) -> None:
+        """Append, then tell: a kernel that starts meanwhile has the rule already, one that runs is told of it."""
+        with self.followers.change():
+            before = self._edition
+            self._edition = before.followed_by(rule)
+            try:
+                if self.followers:
+                    self.followers.tell(rule, self._hash_of(before), self.hash)
+            except BaseException:
+                self._edition = before
+                raise
 
     # --- files ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +160,9 @@ class Policy:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the policy as its YAML mapping: plain values, absent where absent or default."""
+        return self._fields([rule.as_dict() for rule in self.rules])
+
+    def _fields(self, rules: list[dict[str, Any]]) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
@@ -161,18 +171,22 @@ class Policy:
             "inheritance": self.inheritance,
             "runtime": None if self.runtime else False,
             "enforce": None if self.enforce else False,
-            "rules": [rule.as_dict() for rule in self._rules],
+            "rules": rules,
         }
         return {key: value for key, value in fields.items() if value is not None}
 
     @property
     def hash(self) -> str:
         """The sha256, in hex, of the canonical form: what every decision and every record names."""
-        if self._hash is None:
-            form = [_CANONICAL_FORM, self.as_dict(), sorted(self.restrictions), self.parent and self.parent.hash]
-            canonical = json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-            self._hash = hashlib.sha256(canonical.encode()).hexdigest()
-        return self._hash
+        edition, (known, hashed) = self._edition, self._hashed
+        if known is not edition:
+            hashed = self._hash_of(edition)
+            self._hashed = (edition, hashed)
+        return hashed
+
+    def _hash_of(self, edition: Edition) -> str:
+        form = [_CANONICAL_FORM, self._fields([]), sorted(self.restrictions), self.parent and self.parent.hash]
+        return edition.hash(form)
 
     # --- inheritance ---------------------------------------------------------------------------------------------
 
@@ -198,24 +212,31 @@ class Policy:
         return bound
 
     def _copy(self) -> Policy:
-        other = copy.copy(self)
-        vars(other).update(_rules=list(self._rules), _hash=None, _trial=Quota())
+        other = Policy.__new__(Policy)
+        vars(other).update(vars(self))
+        # who acts by this one does not act by the copy, and the copy may be given other bounds, hence another hash
+        vars(other).update(_hashed=(None, ""), _trial=Quota(), followers=Followers())
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels: the rules. Neither who follows nor what was compiled and counted here."""
+        return vars(self) | {"_edition": self.rules, "_hashed": (None, ""), "_trial": None, "followers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _edition=Edition(state["_edition"]), _trial=Quota(), followers=Followers())
 
     # --- deciding ------------------------------------------------------------------------------------------------
 
     def compiled(self) -> Compiled:
         """Return the immutable compiled rules as they are now."""
-        if self._compiled is None:
-            self._compiled = Compiled(self._rules)
-        return self._compiled
+        return self._edition.compiled()
 
     def link(self, permissions: Iterable[str] | None = None) -> Link:
         """Return this policy, and those that bound it, as the evaluator takes them."""
         return Link(
             policy=self.name,
             hash=self.hash,
-            rules=self.compiled(),
+            rules=self._edition.compiled(),
             default_action=self.default_action,
             inheritance=self.inheritance,
             enforce=self.enforce,
@@ -265,6 +286,13 @@ def _subject(link: Link, operation: str, resource: str, argv: Sequence[str] | No
         return Subject(operation, (normalise_network(resource) if network else normalise(resource),), words)
     except InvalidResource:
         return verdict.invalid(link, operation, resource, reasons.INVALID_RESOURCE)
+
+
+def _rules(given: Iterable[Rule]) -> Iterator[Rule]:
+    for index, rule in enumerate(given):
+        if not isinstance(rule, Rule):
+            raise FieldError(f"a rule must be a Rule, not {type(rule).__name__}", ("rules", index))
+        yield rule
 
 
 def _flag(value: object, name: str) -> bool:

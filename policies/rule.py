@@ -22,6 +22,10 @@ from agentos.policies.segment import GlobError
 
 ACTIONS: Final = ("allow", "deny", "ask")
 MATCH_TYPES: Final = ("glob", "regex")
+PATTERN_KEYS: Final = ("operation", "resource", "match_type", "conditions", "exclude")
+RULE_KEYS: Final = (  # of a rule as it is written down
+    "action", *PATTERN_KEYS, "reason", "name", "description", "on_violation", "rate_limit", "audit", "ask_timeout",
+)  # fmt: skip
 AUDIT_CLASSES: Final = ("normal", "durable")
 SIGNALS: Final = ("SIGKILL", "SIGSTOP", "SIGCONT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM")
 SHOWN_CHARACTERS_MAX: Final = 200  # of a pattern, in an error
@@ -216,6 +220,21 @@ class Rule:
             "ask_timeout": self.ask_timeout_s,
         }
         return {key: value for key, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Rule:
+        """Return the rule that `as_dict` wrote. Raises PolicyLoadError, also for a key that no rule has."""
+        values = dict(fields)
+        for key in values:
+            if key not in RULE_KEYS:
+                raise FieldError(f"unknown key {key!r}{nearest(str(key), RULE_KEYS)}", (str(key),))
+        for key in ("action", "operation", "resource"):
+            if key not in values:
+                raise FieldError(f"a rule needs {key}", ("rules",))
+        pattern = Pattern(**{key: values.pop(key) for key in PATTERN_KEYS if key in values})
+        if "ask_timeout" in values:
+            values["ask_timeout_s"] = values.pop("ask_timeout")
+        return cls(values.pop("action"), pattern, **values)
 
     def identity(self) -> str:
         """Return what the rule is to a rate limit across reloads: its name, else its content."""

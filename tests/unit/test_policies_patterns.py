@@ -217,7 +217,7 @@ def test_a_set_of_expressions_that_does_not_fit_is_never_asked(monkeypatch: pyte
     monkeypatch.setattr(engine, "together", small)
     policy = Policy("t", rules=[Rule("deny", Pattern("read", f"a{i:03}.*b", "regex")) for i in range(100)])
     assert [policy.decide("read", f"a{i:03}xb").rule for i in range(100)] == list(range(100))
-    halved = policy.compiled()._indices["read"].anything._crowd
+    halved = policy.compiled()._blocks[0].index("read").anything._crowd
     assert halved is not None
     assert halved._halves
 
