@@ -22,21 +22,21 @@ class Edition:
 
     __slots__ = ("_compiled", "_hashed", "rules")
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
+    def __init__(
+        self, rules: Iterable[Rule] = (), compiled: Compiled | None = None, hashed: tuple[str, Any] | None = None
+    ) -> None:
         self.rules = tuple(rules)
-        self._compiled: Compiled | None = None
-        self._hashed: tuple[str, Any] | None = None  # the text before the rules, and sha256 up to their end
+        self._compiled = compiled
+        self._hashed = hashed  # the text before the rules, and sha256 up to their end
 
     def followed_by(self, rule: Rule) -> Edition:
         """Return these rules and one more."""
-        after = Edition((*self.rules, rule))
-        if self._compiled is not None:
-            after._compiled = self._compiled.followed_by(rule)
-        if self._hashed is not None:
-            before, running = self._hashed[0], self._hashed[1].copy()
-            running.update((("," if self.rules else "") + _canonical(rule.as_dict())).encode())
-            after._hashed = (before, running)
-        return after
+        hashed = self._hashed
+        if hashed is not None:
+            hashed = (hashed[0], hashed[1].copy())
+            hashed[1].update((("," if self.rules else "") + _canonical(rule.as_dict())).encode())
+        compiled = self._compiled
+        return Edition((*self.rules, rule), compiled and compiled.followed_by(rule), hashed)
 
     def compiled(self) -> Compiled:
         if self._compiled is None:

@@ -78,7 +78,7 @@ class EffectivePolicy:
         self._standing = standing or Standing()
         self._permissions = verdict.ceiling(permissions)
         self._taken_away = verdict.taken_away(restrictions)
-        self._name = name
+        self._agent_name = name
         self.link = self._link()
         self._cached: Callable[[str, str, str | None, str | None], Prepared] = lru_cache(CACHE_ENTRIES)(self._prepare)
 
@@ -132,7 +132,7 @@ class EffectivePolicy:
             standing=self._standing,
             workspace=self.workspace,
             restrictions=link.restrictions | self._taken_away,
-            name=self._name,
+            name=self._agent_name,
             parent=_joined(link.parent, self._standing, self.workspace, above),
         )
 

@@ -150,19 +150,18 @@ class Compiled:
 
     __slots__ = ("_blocks", "rules")
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], blocks: tuple[Block, ...] = ()) -> None:
         self.rules = tuple(rules)
-        self._blocks: tuple[Block, ...] = (Block(self.rules, 0),)
+        self._blocks = blocks or (Block(self.rules, 0),)
 
     def followed_by(self, rule: Rule) -> Compiled:
         """Return these rules and one more. Blocks of like size become one, so there are few, and most are shared."""
-        blocks, last = list(self._blocks), (rule,)
+        blocks = list(self._blocks)
+        last: tuple[Rule, ...] = (rule,)
         while blocks and len(blocks[-1].rules) <= len(last) and len(last) + len(blocks[-1].rules) <= JOINED_MAX:
             last = blocks.pop().rules + last
-        after = Compiled.__new__(Compiled)
-        after.rules = (*self.rules, rule)
-        after._blocks = (*blocks, Block(last, len(after.rules) - len(last)))
-        return after
+        rules = (*self.rules, rule)
+        return Compiled(rules, (*blocks, Block(last, len(rules) - len(last))))
 
     def prepare(self) -> None:
         """Build every index now: with ten thousand rules the first action would wait for it, and everybody else."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from agentos.errors import AgentosError, BadRequest
@@ -25,10 +25,13 @@ class Follower(Protocol):
         """Whether it acts by nothing any more: it is not told again."""
 
     def rule_added(self, rule: Rule, before: str, after: str) -> None:
-        """Act by the policy of hash `after`, which is that of hash `before` and `rule`. Raises AgentosError."""
+        """Act by the policy of hash `after`, which is that of hash `before` and `rule`, unless it does so already.
+
+        Raises AgentosError.
+        """
 
     def rule_taken_back(self, before: str, after: str) -> None:
-        """Act by the policy of hash `before` again, whether or not `rule_added` came through. Raises AgentosError."""
+        """Act by the policy of hash `before` again, unless it never acted by `after`. Raises AgentosError."""
 
 
 class Followers:
@@ -40,8 +43,8 @@ class Followers:
         self._all: tuple[Follower, ...] = ()
 
     def add(self, follower: Follower) -> None:
-        """Tell `follower` of every change that begins from now on."""
-        self._all = (*(one for one in self._all if not one.ended), follower)
+        """Tell `follower` of every change from now on; it reads the rules as they are after this call."""
+        self._all = (*self._living(), follower)
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
@@ -58,25 +61,20 @@ class Followers:
             self._lock.release()
 
     def tell(self, rule: Rule, before: str, after: str) -> None:
-        """Have everybody follow. Raises what one of them said, after all that were told took it back."""
-        told: list[Follower] = []
-        for follower in self._all:
-            if follower.ended:
-                continue
-            told.append(follower)
+        """Have everybody follow. Raises what the first that cannot says; `take_back` is what is left to do then."""
+        for follower in self._living():
+            follower.rule_added(rule, before, after)
+
+    def take_back(self, before: str, after: str, error: BaseException) -> None:
+        """Have everybody go back, those with them who began to follow meanwhile; who cannot is named in `error`."""
+        for follower in self._living():
             try:
-                follower.rule_added(rule, before, after)
-            except BaseException as error:
-                _take_back(told, before, after, error)
-                raise
+                follower.rule_taken_back(before, after)
+            except AgentosError as left:
+                error.add_note(f"a kernel may still act by the rule: {left}")
 
     def __bool__(self) -> bool:
-        return any(not one.ended for one in self._all)
+        return bool(self._living())
 
-
-def _take_back(told: Sequence[Follower], before: str, after: str, error: BaseException) -> None:
-    for follower in reversed(told):
-        try:
-            follower.rule_taken_back(before, after)
-        except AgentosError as left:
-            error.add_note(f"and a kernel may still act by the rule: {left}")
+    def _living(self) -> list[Follower]:
+        return [one for one in self._all if not one.ended]

@@ -56,10 +56,15 @@ def load(text_or_path: str | os.PathLike[str]) -> Policy:
     if isinstance(text_or_path, str) and not _is_path(text_or_path):
         return parse(text_or_path, "<text>")
     path = Path(text_or_path)
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> str:
+    """Return the text of a policy file. Raises PolicyLoadError."""
     try:
         with path.open("rb") as file:
             raw = file.read(FILE_BYTES_MAX + 1)  # never more: it may be a device
-        return parse(raw.decode("utf-8"), str(path))
+        return raw.decode("utf-8")
     except OSError as error:
         raise PolicyLoadError(f"cannot read it: {error.strerror}", source=str(path)) from error
     except UnicodeDecodeError as error:

@@ -126,11 +126,14 @@ class Policy:
         with self.followers.change():
             before = self._edition
             self._edition = before.followed_by(rule)
+            if not self.followers:
+                return
+            hashes = (self._hash_of(before), self.hash)
             try:
-                if self.followers:
-                    self.followers.tell(rule, self._hash_of(before), self.hash)
-            except BaseException:
-                self._edition = before
+                self.followers.tell(rule, *hashes)
+            except BaseException as error:
+                self._edition = before  # first: a kernel that starts from now on has no such rule
+                self.followers.take_back(*hashes, error)
                 raise
 
     # --- files ---------------------------------------------------------------------------------------------------
@@ -211,11 +214,16 @@ class Policy:
             bound.add_rule(rule)
         return bound
 
-    def _copy(self) -> Policy:
+    def without_last_rule(self) -> Policy:
+        """Return a copy without the rule that was added last."""
+        return self._copy(Edition(self.rules[:-1]))
+
+    def _copy(self, edition: Edition | None = None) -> Policy:
         other = Policy.__new__(Policy)
         vars(other).update(vars(self))
         # who acts by this one does not act by the copy, and the copy may be given other bounds, hence another hash
-        vars(other).update(_hashed=(None, ""), _trial=Quota(), followers=Followers())
+        edition = edition or self._edition
+        vars(other).update(_edition=edition, _hashed=(None, ""), _trial=Quota(), followers=Followers())
         return other
 
     def __getstate__(self) -> dict[str, Any]:

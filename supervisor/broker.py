@@ -222,7 +222,7 @@ class Broker:
         known = agent.denials.get(key)
         if known is None or decision.on_violation or decision.retry_after_s is not None:
             return False
-        if now_s >= known.until_s:
+        if now_s >= known.until_s or known.data["policy_hash"] != decision.policy_hash:  # its policy has changed since
             self._flush_denial(agent, key)
             return False
         known.count += 1

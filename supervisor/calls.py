@@ -113,7 +113,7 @@ class Calls:
 
         def again(agent_id: str, state: bytes | None = None) -> Request:
             return parse_request(
-                params, parent, bounded=bounded, policy=kernel.policy, boot=kernel.boot, quota=kernel.quota,
+                params, parent, bounded=bounded, in_force=kernel.in_force, boot=kernel.boot, quota=kernel.quota,
                 agent_id=agent_id, private=str(kernel.starting.private_path(agent_id)), state=state,
             )  # fmt: skip
 
@@ -292,6 +292,14 @@ class Calls:
         caller.agent.saved_state = params["value"]
         self._kernel.broker.note(caller.agent, "state_saved", {"bytes": len(params["value"])})
 
+    async def add_rule(self, _: Caller, params: Params) -> None:
+        """Every agent of this kernel obeys one more rule once this is answered."""
+        await self._kernel.in_force.add_rule(params["rule"], params.get("before"), params.get("after"))
+
+    async def take_rule_back(self, _: Caller, params: Params) -> None:
+        """The last rule goes: another kernel of the same policy could not follow."""
+        await self._kernel.in_force.take_rule_back(params.get("before"), params.get("after"))
+
     async def query(self, caller: Caller, params: Params) -> bytes | None:
         """Ask an agent's runtime: cleanup | save_state | get_state. Returns the packed state for the last."""
         agent = self._agent(caller, params, "query")
@@ -347,6 +355,8 @@ _ALSO_AGENTS: Final = frozenset({"host", "cli", "agent"})
 METHODS: Final[dict[str, tuple[Method, frozenset[str]]]] = {
     "start": (Calls.start, _HOST),
     "register": (Calls.register, _HOST),
+    "add_rule": (Calls.add_rule, _HOST),
+    "take_rule_back": (Calls.take_rule_back, _HOST),
     "detach": (Calls.detach, _HOST),
     "shutdown": (Calls.shutdown, _HOST),
     "result": (Calls.result, _HOST),

@@ -40,6 +40,7 @@ from agentos.supervisor.endings import Endings
 from agentos.supervisor.heartbeat import Heartbeat
 from agentos.supervisor.lives import Lives
 from agentos.supervisor.outbox import Outbox
+from agentos.supervisor.policy_in_force import PolicyInForce
 from agentos.supervisor.policy_source import load_policy
 from agentos.supervisor.queries import Queries
 from agentos.supervisor.recorder_link import RecorderLink
@@ -82,7 +83,6 @@ class Kernel:
     def __init__(self, loop: asyncio.AbstractEventLoop, boot: dict[str, Any], zygote: socket.socket) -> None:
         self.loop = loop
         self.boot = boot
-        self.policy = load_policy(boot)
         self.attached = True  # until `detach`: a host that dies before it has nobody who knows of the run
         self.finished = asyncio.Event()
         self.agents = Agents()
@@ -100,6 +100,7 @@ class Kernel:
         self.recording = Recording(loop, journal, self._clock)
         loop.set_exception_handler(self._on_fault)
         self.zygote = ZygoteLink(loop, zygote, on_died=self._on_died)
+        self.in_force = PolicyInForce(load_policy(boot), self.recording)
         self._recorder = RecorderLink(loop, boot, self.recording, self.zygote)
         self.endings = Endings(loop, self.agents, self._clock)
         self.endings.on_gone = self._on_gone
@@ -132,26 +133,26 @@ class Kernel:
 
     async def open(self) -> None:
         """Bring up recorder and control socket; the first event is on record when this returns."""
-        boot = self.boot
+        boot, policy = self.boot, self.in_force.policy
         try:
             await self._recorder.open()
         except HostError:  # nothing was started and nothing recorded: leave nothing behind
             self._remove(boot["runtime"], boot["state"])
             raise
         first = self.recording.append("kernel_started", {
-            "run": boot["run_id"], "policy": self.policy.name, "policy_hash": self.policy.hash,
+            "run": boot["run_id"], "policy": policy.name, "policy_hash": policy.hash,
             "workspace": boot["workspace"], "attached": boot["attached"], "kernel_pid": os.getpid(),
         })  # fmt: skip
         await self.recording.durable(first)
         self.control.listen(boot["runtime"])
         meta = {
             "run": boot["run_id"], "kernel_pid": os.getpid(), "zygote_pid": os.getppid(), "uid": os.getuid(),
-            "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": self.policy.name,
+            "started_at": rfc3339(self._clock.wall_ns()), "workspace": boot["workspace"], "policy": policy.name,
         }  # fmt: skip
         for directory in (boot["runtime"], boot["state"]):
             _write_whole(os.path.join(directory, "meta.json"), json.dumps(meta))
         self._watch_host()
-        self.policy.compiled().prepare()
+        policy.compiled().prepare()
         gc.collect()
         gc.freeze()  # a search through ten thousand rules for garbage stops every agent for 40 ms
         self._spawn_task(Heartbeat(self.agents, self.broker, ours=self._ours, record=self._warn).run())

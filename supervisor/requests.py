@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from agentos.errors import BadRequest
 from agentos.identity import NAME_CHARS_MAX
-from agentos.policies import EffectivePolicy, Policy, Quota
+from agentos.policies import EffectivePolicy, Quota
 from agentos.recorder.event import text
 from agentos.supervisor.agents import Agent
+from agentos.supervisor.policy_in_force import PolicyInForce
 from agentos.supervisor.policy_source import effective
 from agentos.supervisor.restarts import NEVER, RestartPolicy, parse_restart
 from agentos.values import pack_value
@@ -34,10 +35,14 @@ _TAKES: Final[dict[str, tuple[type, ...]]] = {  # what a call may hold under eac
     "restrictions": (list,), "allow": (list,), "deny": (list,), "argv": (list,), "env": (dict,),
     "env_passed": (list,), "context": (dict,), "cwd": (str,), "workspace": (str,), "require": (str,),
     "priority": (int,), "rate_limit": (int,), "what": (str,), "restart": (str,),
+    "rule": (dict,), "before": (str,), "after": (str,),
 }  # fmt: skip
 _OF_WORDS: Final = ("ids", "permissions", "restrictions", "allow", "deny", "env_passed")
 _ONE_OF_FEW: Final = ("signal", "scope", "state", "require", "what", "restart")
-_NEEDED: Final = {"wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name", "query": "what"}
+_NEEDED: Final = {
+    "wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name", "query": "what",
+    "add_rule": "rule",
+}  # fmt: skip
 _NAMES: Final = {str: "text", int: "a number", float: "a number", bytes: "packed bytes", list: "a list", dict: "a map"}
 
 
@@ -96,7 +101,7 @@ def parse_request(
     parent: Agent | None,
     *,
     bounded: bool,
-    policy: Policy,
+    in_force: PolicyInForce,
     boot: Mapping[str, Any],
     quota: Quota,
     agent_id: str,
@@ -114,7 +119,7 @@ def parse_request(
     _check_directory(cwd)
     name = _name(params, argv, target)
     bound = effective(
-        policy,
+        in_force.policy,
         boot,
         params,
         private=private,
@@ -142,8 +147,8 @@ def parse_request(
         grace_s=float(params.get("grace_s") or GRACE_S),
         require=params.get("require") or (parent.level if parent else None),
         start_paused=bool(params.get("start_paused")),
-        policy=bound,
-        policy_name=policy.name,
+        policy=in_force.bind(bound),
+        policy_name=in_force.policy.name,
         parent=parent,
         priority=int(params.get("priority") or 0),
         state=state,

@@ -81,6 +81,12 @@ class Connection:
         self._thread.start()
         atexit.register(self._at_exit)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the kernel is gone or was told to go; Linux knows before our reader does."""
+        with self._lock:
+            return self.lost or self._leaving or _hung_up(self._link.socket)
+
     def submit(self, method: str, params: dict[str, Any]) -> Future[Any]:
         """Send one call; the future holds its value or raises what the kernel said.
 

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
-from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 from agentos import errors
@@ -22,6 +21,7 @@ from agentos.client import arguments
 from agentos.client.connection import Connection
 from agentos.client.handle import AgentHandle
 from agentos.client.launch import SLOTS, start_kernel
+from agentos.client.policy_in_use import PolicyInUse
 from agentos.client.registry import Registration, Registry
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
@@ -41,7 +41,8 @@ class KernelSpace:
     client of that agent instead.
 
     Args:
-        policy: a built-in name (strict, permissive, audit, workspace, custom), the path of a YAML file, or a Policy.
+        policy: a built-in name (strict, permissive, audit, workspace; custom, which `kernel.policy.add_rule` fills),
+            the path of a YAML file, or a Policy.
         flight_recorder: where this kernel's record goes; None is one SQLite file per run under the state directory.
         signal_dispatcher: must be None; handlers in this program are not available in this version.
         max_concurrent_agents: agents running at the same time; more wait.
@@ -70,7 +71,7 @@ class KernelSpace:
         require: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._policy = arguments.policy(policy)
+        self._policy = PolicyInUse(arguments.policy(policy))
         self._flight_recorder = arguments.flight_recorder(flight_recorder)
         arguments.signal_dispatcher(signal_dispatcher)
         self._max_concurrent_agents = arguments.whole_number("max_concurrent_agents", max_concurrent_agents, at_least=1)
@@ -124,6 +125,14 @@ class KernelSpace:
         if name is not None and not isinstance(name, str):
             return self._registry.add(name, None, permissions, rate_limit, priority, restart)
         return lambda function: self._registry.add(function, name, permissions, rate_limit, priority, restart)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of this kernel: the one that was given, or what the built-in name or the file held at first use.
+
+        `add_rule` on it binds running agents, too. Raises PolicyLoadError for a name or a file that holds none.
+        """
+        return self._policy.policy
 
     # --- running agents --------------------------------------------------------------------------------------------
 
@@ -279,26 +288,15 @@ class KernelSpace:
             return self._connection
 
     def _launch(self) -> Connection:
-        name, text, files = _policy_words(self._policy)
-        start = partial(
-            start_kernel, policy=name, policy_text=text, policy_files=files, workspace=self._workspace,
-            debug=self._debug, slots=self._max_concurrent_agents, timeout_s=self._timeout_s,
-        )  # fmt: skip
-        if self._flight_recorder is None:
-            return Connection(start())
-        with self._flight_recorder.handing_over() as place:
-            connection = Connection(start(**place))
-            self._flight_recorder.attach(connection)
-        return connection
-
-
-def _policy_words(policy: str | Policy) -> tuple[str, str | None, tuple[str, ...]]:
-    """Return (name, YAML text or None, files to protect) for what the constructor took. Raises PolicyLoadError."""
-    if isinstance(policy, Policy):
-        return policy.name, policy.to_yaml(), ()
-    if policy.endswith((".yaml", ".yml")) or os.sep in policy:
-        path = Path(policy).resolve()
-        loaded = Policy.from_yaml(path)
-        return loaded.name, path.read_text(), (str(path),)
-    Policy.builtin(policy)  # an unknown name is refused before anything starts
-    return policy, None, ()
+        with self._policy.starting() as kernel:
+            start = partial(
+                start_kernel, **kernel.words, workspace=self._workspace, debug=self._debug,
+                slots=self._max_concurrent_agents, timeout_s=self._timeout_s,
+            )  # fmt: skip
+            if self._flight_recorder is None:
+                kernel.connection = Connection(start())
+            else:
+                with self._flight_recorder.handing_over() as place:
+                    kernel.connection = Connection(start(**place))
+                    self._flight_recorder.attach(kernel.connection)
+            return kernel.connection

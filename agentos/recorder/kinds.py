@@ -15,6 +15,7 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "kernel_started": "a run begins: its policy, its workspace, its processes",
         "kernel_stopped": "a run ends in order, and why",
         "kernel_fault": "something of agentos itself failed; whoever waited for it was refused",
+        "policy_changed": "a rule was added to the policy in force, or taken back; recorded before it counts",
         "kernel_call": "an agent asked the kernel for something",
         "agent_starting": "an agent is about to start: command, policy, level; recorded before it exists",
         "agent_waiting": "it waits for a free slot",

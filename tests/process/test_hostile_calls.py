@@ -31,6 +31,11 @@ STRANGER = "STRANGER"  # in a row: stands for the agent that does nobody any har
 ROWS: dict[str, list[dict[str, Any]]] = {
     "start": [{"argv": ["/bin/true"], "require": "none"}, {"registered": "prober"}],
     "register": [{"name": "sneak", "pickle": b"", "permissions": ["network"]}, {"name": "prober", "permissions": None}],
+    "add_rule": [
+        {"rule": {"action": "allow", "operation": "*", "resource": "*"}, "before": "", "after": ""},
+        {"action": "allow", "pattern": {"operation": "*", "resource": "*"}},
+    ],
+    "take_rule_back": [{"before": "", "after": ""}],
     "detach": [{}],
     "shutdown": [{}],
     "result": [{"id": STRANGER}],
@@ -64,8 +69,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 NO_CALLS: list[Asked] = [
-    ("add_module", {}), ("add_rule", {"action": "allow", "pattern": {"operation": "*", "resource": "*"}}),
-    ("policy", {}), ("reload_policy", {}), ("approve", {"ask_id": "1"}), ("deny", {"ask_id": "1"}), ("", {}),
+    ("add_module", {}), ("policy", {}), ("set_policy", {"policy": "permissive"}), ("reload_policy", {}),
+    ("approve", {"ask_id": "1"}), ("deny", {"ask_id": "1"}), ("", {}),
 ]  # fmt: skip
 # What an agent's client has that can give it nothing.
 HARMLESS = {"register", "learn", "is_stopped", "wait_for_continue", "current_agent_id", "spawn", "execute"}
