@@ -86,6 +86,7 @@ class Agent:
     waited: bool = False  # it was in line: whoever asked for it had its answer before it was born
     lineage: Lineage | None = None  # of an agent that may be restarted
     previous_id: str | None = None  # the life before this one
+    predecessor: Agent | None = None  # that life itself, until this one begins
     successor: Agent | None = None  # the life after it
     restarts: int = 0  # how many lives came before it
     restart_at_ns: int = 0  # when it will be started again; 0 when it waits for no such time
@@ -153,14 +154,21 @@ class Agent:
         return bool(self.pid) and not self.why_not_started
 
     @property
+    def withdrawn(self) -> bool:
+        """Whether it was told to end before it began; or, while it lives, whether that is still possible."""
+        return not self.pid and not self.lost and not self.why_not_started
+
+    @property
     def how_it_ended(self) -> str:
         """Say how, and on whose account, in a few words."""
-        if not self.came_to_be:
-            return f"it could not be started: {self.why_not_started}" if self.why_not_started else "it never started"
+        if self.why_not_started:
+            return f"it could not be started: {self.why_not_started}"
+        if self.withdrawn:
+            return "it had not started, and will not"
         if self.exit_code is None and self.exit_signal is None:
             return "its end was not seen"
         how = describe_exit(self.exit_code, self.exit_signal)
-        return f"{how}, {self.ended_by}" if self.ended_by else how
+        return f"{how}, {self.ended_by}" if self.ended_by not in ("", "stop") else how
 
     @property
     def ended(self) -> bool:

@@ -22,7 +22,7 @@ from agentos.errors import (
 from agentos.faults import SeveralFailed
 from agentos.lifecycle import State
 from agentos.recorder.event import parse_entry
-from agentos.signals import AgentSignal, describe_exit, parse_signal
+from agentos.signals import AgentSignal, parse_signal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.lineage import last_life, latest
@@ -212,8 +212,8 @@ class Calls:
         agent = self._agent(caller, params)
         await self._kernel.endings.stop(latest(agent), params.get("grace_s"), caller.who)
         agent = await last_life(agent)
-        how = describe_exit(agent.exit_code, agent.exit_signal)
-        return {"ok": True, "exit_code": agent.exit_code, "exit_signal": agent.exit_signal, "detail": how}
+        return {"ok": True, "exit_code": agent.exit_code, "exit_signal": agent.exit_signal,
+                "detail": agent.how_it_ended}  # fmt: skip
 
     async def wait(self, caller: Caller, params: Params) -> dict[str, Any]:
         """Return once the agent reached `state` (exited, stopped, running) or ended. Raises AgentTimeoutError.
@@ -324,15 +324,14 @@ def _ends_it(agent: Agent, signal: AgentSignal) -> bool:
     return found is None or found.state in "ZX" or linux.dies_of(agent.pid, signal.value)
 
 
-async def _any_life(first: Agent, reached: Callable[[Agent], bool]) -> Agent:
+async def _any_life(agent: Agent, reached: Callable[[Agent], bool]) -> Agent:
     """Wait until the agent or a life after it is there, or no more lives follow; return which one it is about."""
-    agent = first
     while True:
         await _until(agent, reached)
         if not agent.gone.is_set():
             return agent
         if agent.successor is None:
-            return await last_life(first)
+            return await last_life(agent)
         agent = agent.successor
 
 

@@ -47,9 +47,6 @@ async def last_life(agent: Agent) -> Agent:
     """
     await agent.gone.wait()
     while agent.successor is not None:
-        following = agent.successor
-        await following.gone.wait()
-        if following.successor is None and not following.came_to_be:
-            return agent
-        agent = following
-    return agent
+        agent = agent.successor
+        await agent.gone.wait()
+    return agent.predecessor if agent.withdrawn and agent.predecessor is not None else agent

@@ -92,7 +92,8 @@ class Lives:
         life = self._starting.prepare(request)
         lineage.history = what.history
         following = life.agent
-        following.lineage, following.restarts, following.previous_id = lineage, what.attempt, agent.id
+        following.lineage, following.restarts = lineage, what.attempt
+        following.previous_id, following.predecessor = agent.id, agent
         following.execution_id = agent.execution_id
         following.in_line = following.waited = True
         following.restart_at_ns = self._clock.wall_ns() + int(what.delay_s * 1e9)
@@ -116,5 +117,5 @@ class Lives:
             await self._starting.begin(life, lineage.stdin)
         except (AgentosError, OSError) as error:  # before it was born: for want of a record, or of a descriptor
             if not agent.gone.is_set():
-                agent.start_error = str(error)
+                agent.start_error, agent.predecessor = str(error), None
                 self._endings.finish(agent)

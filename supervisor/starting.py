@@ -170,6 +170,7 @@ class Starting:
             self._make_private(agent)
             if agent.lineage is not None:
                 agent.lineage.started(self._loop.time())
+                agent.predecessor = None  # else a chain of all lives would be kept
             await self._launch(life, stdin)
         except (AgentosError, OSError) as error:
             if agent.spawn_error is None:

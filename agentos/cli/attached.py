@@ -54,16 +54,35 @@ def attend(started: Started, params: dict[str, Any], *, grace_s: float) -> int:
                 agent_id = start_agent(started, params, [STDIN])
                 keys.there_is_somebody()
                 session = Session(started, agent_id, conversation, keys, grace_s=grace_s)
-                row = session.run()
-            if text := unkept(row, session.reader):
-                say(text)
+                row, unread = _all_lives(session)
             code = _ending(row)
             if params["kind"] == "python" and code not in {0, EXIT_TIMEOUT} and _was_refused(started, row):
                 code = EXIT_POLICY
         finally:
             close_run(started)
     _explain_denials(row)
-    return session.unread or code
+    return unread or code
+
+
+def _all_lives(session: Session) -> tuple[dict[str, Any], int]:
+    """Stay with the agent through all its lives; return the row of the last one that began, and what nobody read."""
+    last, unread = _one_life(session)
+    row = last
+    while row.get("next_id"):
+        say(f"{row.get('name')} {_how(row)}; it is restarted")
+        session = session.next_life(str(row["next_id"]))
+        row, code = _one_life(session)
+        unread = unread or code
+        if row.get("pid"):  # else it was told to end before it began: the one before was the last
+            last = row
+    return last, unread
+
+
+def _one_life(session: Session) -> tuple[dict[str, Any], int]:
+    row = session.run()
+    if text := unkept(row, session.reader):
+        say(text)
+    return row, session.unread
 
 
 def _follow(started: Started) -> Conversation:
@@ -79,6 +98,7 @@ class Session:
     def __init__(
         self, started: Started, agent_id: str, conversation: Conversation, keys: Keys, *, grace_s: float
     ) -> None:
+        self._started = started
         self._agent_id = agent_id
         self._grace_s = grace_s
         self._keys = keys
@@ -92,7 +112,15 @@ class Session:
         self._pausing = False
         self._wanted_gone = False
         self._last_row: dict[str, Any] | None = None
+        self._unwanted = False  # somebody wanted it gone when it had just ended by itself
         self.unread = 0  # the exit code that says that our reader left before the agent ended
+
+    def next_life(self, agent_id: str) -> Session:
+        """Return the session of the life that follows this one, which is over."""
+        following = Session(self._started, agent_id, self._conversation, self._keys, grace_s=self._grace_s)
+        if self._unwanted or self.unread:
+            following._obey(Press.HANGUP)
+        return following
 
     def run(self) -> dict[str, Any]:
         """Return the agent's last row once nothing of it lives and all it wrote is written.
@@ -153,6 +181,7 @@ class Session:
 
     def _obey(self, press: Press) -> None:
         self._wanted_gone = self._wanted_gone or press is Press.HANGUP
+        self._unwanted = self._unwanted or press is not Press.SUSPEND
         self._phase, order = DECISIONS[self._phase, press]
         if order is Order.STOP:
             if press is Press.INTERRUPT:
@@ -264,11 +293,20 @@ def _ending(row: dict[str, Any]) -> int:
     code = exit_code(row)
     number = row.get("exit_signal")
     how = describe_exit(row.get("exit_code"), number) if number is not None else ""
-    if row.get("ended_by") not in (None, "", "stop"):
+    if row.get("failed"):
+        say(f"{row.get('name')} {_how(row)}; it is not restarted any more: {row['failed']}")
+    elif row.get("ended_by") not in (None, "", "stop"):
         say(f"{row.get('name')} was ended: {row['ended_by']}{how and f', {how}'}")
     elif number is not None and row.get("ended_by") != "stop":
         say(f"{row.get('name')} was {how}")
     return code
+
+
+def _how(row: dict[str, Any]) -> str:
+    """Say how one of several lives ended."""
+    code, number = row.get("exit_code"), row.get("exit_signal")
+    how = "could not be started" if code is None and number is None else f"ended: {describe_exit(code, number)}"
+    return f"{how}, {row['ended_by']}" if row.get("ended_by") else how
 
 
 def _was_refused(started: Started, row: dict[str, Any]) -> bool:

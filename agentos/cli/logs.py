@@ -161,7 +161,7 @@ class Printer:
 @click.option("--raw", is_flag=True, help="Pass control characters to the terminal.")
 @click.argument("target")
 def logs(follow: bool, last: int | None, timestamps: bool, only_stderr: bool, raw: bool, target: str) -> int:
-    """Show what an agent printed: its stdout on stdout, its stderr on stderr."""
+    """Show what an agent printed: its stdout on stdout, its stderr on stderr; with -f also what its next lives print."""
     found, unknown = find_agents([target])
     if unknown:
         raise unknown[0]
@@ -174,6 +174,12 @@ def logs(follow: bool, last: int | None, timestamps: bool, only_stderr: bool, ra
     lines = Lines() if timestamps else None
     _show_present(reader, printer, lines, last, only_stderr=only_stderr)
     last_row = _follow(agent, reader, printer, lines) if follow and agent.living else agent.row
+    while follow and last_row.get("next_id"):  # it was restarted: each life has a log of its own
+        if text := unkept(last_row, reader):
+            say(text)
+        agent = Agent({"id": last_row["next_id"], "name": agent.name, "ended_at": None}, agent.run)
+        reader = LogReader(agent.run.logs, agent.id)
+        last_row = _follow(agent, reader, printer, lines)
     if lines is not None:
         printer.show(lines.flush())
     if text := unkept(last_row, reader):

@@ -10,6 +10,7 @@ import click
 from agentos.actions import LEVELS, OPERATIONS, base_operation
 from agentos.errors import BadRequest, nearest
 from agentos.signals import AgentSignal, parse_signal
+from agentos.supervisor.restarts import parse_restart
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -122,6 +123,13 @@ class Level(_Parsed):
 
     def parse(self, text: str) -> str:
         return parse_level(text)
+
+
+class Restart(_Parsed):
+    name = "when"
+
+    def parse(self, text: str) -> str:
+        return str(parse_restart("", text))
 
 
 class Pair(_Parsed):

@@ -25,6 +25,7 @@ COLUMNS: Final = (
     Column("NAME", "name", cells_min=8),
     Column("STATE", "state"),
     Column("PID", "pid", rank=3, right=True),
+    Column("RESTARTS", "restarts", rank=2, right=True),
     Column("AGE", "age", rank=5, right=True),
     Column("ACTIONS", "actions", rank=4, right=True),
     Column("DENIED", "denied", rank=1, right=True),
@@ -55,7 +56,7 @@ def ps(everyone: bool, quiet: bool, as_json: bool, no_trunc: bool) -> int:
             print(agent.id)
     else:
         width = None if no_trunc else terminal_width()
-        for line in table(COLUMNS, rows(agents, in_full=width is None), width):
+        for line in table(columns(agents), rows(agents, in_full=width is None), width):
             print(line)
     return EXIT_NOT_ALL_KNOWN if present.silent else 0
 
@@ -76,6 +77,12 @@ def as_promised(agent: Agent) -> dict[str, Any]:
     return {**row, **{key: value for key, value in agent.row.items() if key not in row}}
 
 
+def columns(agents: list[Agent]) -> list[Column]:
+    """Return the columns of the table; that of restarts only where somebody was restarted."""
+    restarted = any(agent.row.get("restarts") for agent in agents)
+    return [column for column in COLUMNS if restarted or column.key != "restarts"]
+
+
 def rows(agents: list[Agent], *, in_full: bool) -> list[dict[str, str]]:
     """Return the cells of the table; ids are cut to what tells them apart unless `in_full`."""
     short = short_ids([agent.id for agent in agents])
@@ -85,6 +92,7 @@ def rows(agents: list[Agent], *, in_full: bool) -> list[dict[str, str]]:
             "name": agent.name,
             "state": state(agent.row),
             "pid": str(agent.row.get("pid") or "-") if agent.living else "-",
+            "restarts": str(agent.row.get("restarts") or 0),
             "age": age(agent.row.get("started_at")),
             "actions": str(agent.row.get("actions_count") or 0),
             "denied": str(agent.row.get("violations_count") or 0),
@@ -102,8 +110,10 @@ def command(value: Any) -> str:
 
 
 def state(row: dict[str, Any]) -> str:
-    """Return the state, of an ended agent with how it ended: `terminated(3)`, `terminated(SIGKILL)`."""
+    """Return the state, and more: `terminated(3)`, `terminated(SIGKILL)`, `waiting(restart)`."""
     word = str(row.get("state") or "?")
+    if row.get("restart_at"):
+        return f"{word}(restart)"
     if word != "terminated":
         return word
     number, code = row.get("exit_signal"), row.get("exit_code")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from agentos.cli import attached
-from agentos.cli.options import Duration, Level, Operations, Pair, Rule
+from agentos.cli.options import Duration, Level, Operations, Pair, Restart, Rule
 from agentos.cli.output import say
 from agentos.cli.what import natural_name, what_to_run
 from agentos.client import launch
@@ -56,6 +56,7 @@ class Wishes:
     grace_s: float = DEFAULT_GRACE_S
     require: str | None = None
     start_paused: bool = False
+    restart: str = "never"
 
 
 @click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -101,6 +102,13 @@ class Wishes:
     metavar="LEVEL",
     help="Start nothing unless these walls are up: full, syscalls, hooks, none.",
 )
+@click.option(
+    "--restart",
+    type=Restart(),
+    default="never",
+    metavar="WHEN",
+    help="never, on-failure, on-failure:N (at most N times) or always; never if not given.",
+)
 @click.option("--start-paused", is_flag=True, help="Stopped before its first instruction, until `agentos resume`.")
 @click.argument(
     "words", nargs=-1, type=click.UNPROCESSED, metavar="[--] CMD... | module:function ARG... | file.py:function ARG..."
@@ -108,7 +116,7 @@ class Wishes:
 def run(**options: Any) -> int:
     """Run a program or a Python function as an agent.
 
-    Attached to this terminal unless -d: Ctrl-C stops it (twice: kills it), Ctrl-Z pauses it and agentos with it. The
+    Attached to this terminal unless -d, with --restart until its last life is over: Ctrl-C stops it (twice: kills it), Ctrl-Z pauses it and agentos with it. The
     exit code is the agent's own; 128+n when a signal ended it, 124 time-out, 4 ended by policy.
     """
     wishes = Wishes(**options)
@@ -202,6 +210,7 @@ def prepare(wishes: Wishes, environment: Mapping[str, str]) -> Plan:
         "grace_s": wishes.grace_s,
         "require": wishes.require,
         "start_paused": wishes.start_paused,
+        "restart": wishes.restart,
     }
     return Plan(policy, workspace, params)
 

@@ -61,7 +61,9 @@ def _report(agent: Agent, answer: Any, *, quiet: bool) -> int:
         say(f"{agent.label}: still alive: {answer.get('detail') or 'no reason given'}")
         return 6
     if not quiet:
-        say_done(agent, describe_exit(answer.get("exit_code"), answer.get("exit_signal")))
+        code, number = answer.get("exit_code"), answer.get("exit_signal")
+        known = (code, number) != (None, None)
+        say_done(agent, describe_exit(code, number) if known else "it had not started, and will not")
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import LIMIT_S, UNMEDIATED, CommandLine
 from world import state_of, wait_until
 
 import agentos
@@ -32,6 +33,13 @@ def kernel(home: Path) -> Iterator[KernelSpace]:
     kernel = KernelSpace(policy="permissive")
     yield kernel
     asyncio.run(kernel.shutdown())
+
+
+@pytest.fixture
+def command_line(tmp_path: Path) -> Iterator[CommandLine]:
+    world = CommandLine(tmp_path)
+    yield world
+    world.close()
 
 
 def rows(kernel: KernelSpace, name: str) -> list[dict[str, Any]]:
@@ -184,3 +192,56 @@ def test_children_end_with_their_parent_and_what_it_was_restarted_for_starts_the
     assert len(found) == 3  # one of each life of the parent, and the host program's
     assert {row["ended_by"] for row in found} == {"parent ended"}
     assert [row["exit_code"] for row in rows(kernel, "parent")] == [4, 4]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+FLAKY = "n=$(cat n 2>/dev/null || echo 0); n=$((n+1)); echo $n > n; echo life $n; exec {then}"
+
+
+def test_run_stays_with_all_lives_and_exits_as_the_last(command_line: CommandLine) -> None:
+    flaky = command_line.script("flaky", FLAKY.format(then="test $n -ge 3"))
+    done = command_line("run", *UNMEDIATED, "--restart", "on-failure:5", "--", flaky)
+    assert done.stdout == "life 1\nlife 2\nlife 3\n"
+    assert done.stderr.count("flaky ended: exit code 1; it is restarted") == 2
+    listed = command_line.json("ps", "-a")
+    assert [row["exit_code"] for row in listed] == [1, 1, 0]
+    assert len({row["id"] for row in listed}) == 3
+    restarts = command_line.events("--type", "agent_restarting")
+    assert [event["data"]["attempt"] for event in restarts] == [1, 2]
+    assert [event["data"]["new_id"] for event in restarts] == [row["id"] for row in listed[1:]]
+    assert len({event["execution_id"] for event in command_line.events("--type", "agent_exited")}) == 1
+
+
+def test_run_says_why_it_is_not_restarted_any_more(command_line: CommandLine) -> None:
+    done = command_line("run", *UNMEDIATED, "--restart", "on-failure:1", "--", "sh", "-c", "exit 7", code=7)
+    assert "sh ended: exit code 7; it is restarted\n" in done.stderr
+    assert "not restarted any more: it was restarted 1 times, as often as on-failure:1 allows" in done.stderr
+    (failed,) = command_line.events("--type", "agent_failed")
+    assert failed["data"]["restarts"] == 1
+    command_line("run", *UNMEDIATED, "--restart", "onfailure", "--", "true", code=2)
+
+
+def test_a_crash_loop_is_shown_and_ends_by_its_name(command_line: CommandLine) -> None:
+    command_line.detached("--name", "loop", "--restart", "always", "sh", "-c", "exit 1")
+    follower = command_line.start("wait", "loop")
+
+    def waits() -> bool:
+        (row,) = command_line.json("ps")  # one of its lives lives, or is to come
+        return row["restarts"] >= 3 and row["state"] == "waiting" and row["restart_at"] is not None
+
+    wait_until(waits, 30.0)
+    assert "RESTARTS" in command_line.out("ps")
+    assert command_line.out("stop", "loop").startswith("loop: ")
+    assert follower.wait(LIMIT_S) == 1  # it waited for all of them
+    lives = len(command_line.json("ps", "-a"))
+    assert lives >= 4
+    assert command_line.json("ps") == []
+    time.sleep(1.0)
+    assert len(command_line.json("ps", "-a")) == lives
+
+
+def test_a_second_life_reads_on_where_the_first_one_left_its_input(command_line: CommandLine) -> None:
+    one = command_line.script("one", "dd bs=2 count=1 2>/dev/null; test -e second && exit 0; : > second; exit 1")
+    done = command_line("run", *UNMEDIATED, "--restart", "on-failure", "--", one, stdin="a\nb\nc\n")
+    assert done.stdout == "a\nb\n"
