@@ -6,6 +6,7 @@ One kernel for the file. Agents end when they are told to, or with the kernel.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -185,11 +186,12 @@ def holds_the_interpreter(ready: str) -> int:
     return sum(range(10**12))
 
 
-def cleans_up_slowly(log: str) -> None:
+def cleans_up_slowly(log: str, go: str) -> None:
     @agentos.on_cleanup
     def close() -> None:
         Path(log).write_text("began ")
-        time.sleep(2.5)
+        while not os.path.exists(go):
+            time.sleep(0.01)
         Path(log).write_text("began ended")
 
     agentos.save_state("slow")
@@ -200,7 +202,7 @@ def test_who_lets_no_thread_run_or_takes_longer_is_said_to_be_unconfirmed(place:
     """And what began goes on: the end of the function waits for it, and runs nothing twice."""
     log = tmp_path / "log"
     holder = start(place, holds_the_interpreter, str(tmp_path / "ready"))
-    slow = start(place, cleans_up_slowly, str(log))
+    slow = start(place, cleans_up_slowly, str(log), str(tmp_path / "go"))
     wait_until((tmp_path / "ready").exists)
     wait_until(lambda: place.events("state_saved", slow.id))
 
@@ -216,6 +218,9 @@ def test_who_lets_no_thread_run_or_takes_longer_is_said_to_be_unconfirmed(place:
     assert {type(held), type(cleaned)} == {errors.StateUnavailable}
     assert state == "slow"
     asyncio.run(slow.send_signal(AgentSignal.SIGTERM))
+    time.sleep(0.1)
+    assert log.read_text() == "began "
+    (tmp_path / "go").touch()
     wait_until(lambda: slow.status().state == "terminated", 20)
     assert log.read_text() == "began ended"
     asyncio.run(holder.send_signal(AgentSignal.SIGKILL))
