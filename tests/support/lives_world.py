@@ -25,6 +25,7 @@ from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.endings import Endings
 from agentos.supervisor.lives import Lives
+from agentos.supervisor.policy_in_force import PolicyInForce
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.requests import Request, parse_request
 from agentos.supervisor.slots import Slots
@@ -137,6 +138,7 @@ class World:
         self.directory = directory / "journal"
         self.recording = Recording(self.loop, JournalWriter(self.directory, run_id="lives"), clock)
         self.recording.send = lambda frame: self.recording.acknowledged(frame.seq)
+        self._in_force = PolicyInForce(Policy.builtin("permissive"), self.recording)
         self.agents = Agents()
         self.endings = Endings(self.loop, self.agents, clock)
         self.endings.on_gone = self._on_gone
@@ -197,7 +199,7 @@ class World:
 
         def again(agent_id: str, state: bytes | None = None) -> Request:
             request = parse_request(
-                words, parent, bounded=True, policy=Policy.builtin("permissive"), boot=self._boot, quota=Quota(),
+                words, parent, bounded=True, in_force=self._in_force, boot=self._boot, quota=Quota(),
                 agent_id=agent_id, private=str(self.starting.private_path(agent_id)), state=state,
             )  # fmt: skip
             return replace(request, kind="program")
