@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import cloudpickle
 
-from agentos import KernelSpace, runs
+from agentos import KernelSpace
 from agentos.client import launch, link
 from agentos.policies import Policy
 from benchmarks import agents
@@ -34,7 +34,9 @@ class Live:
         for function in agents.ALL:
             space.register(function)
         self.run(space.execute(agents.nothing))
-        self.control = link.connect(next(runs.live_runs()))
+        connection = space._connection  # noqa: SLF001 - of all the runs that live here, its own
+        assert connection is not None
+        self.control = link.connect(connection.run)
         facts = self.control.call("inspect", {"id": space.current_agent_id})
         self.kernel_pid: int = facts["kernel_pid"]
         self.recorder_pid: int = facts["recorder_pid"]

@@ -18,6 +18,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _NR_CLOSE_RANGE: Final = 436  # the same number on every architecture (Linux 5.9)
 _CLOSE_RANGE_MAX: Final = 0xFFFFFFFF
 _READ_BYTES: Final = 4_096
+_LINKS_OF_ONE_TASK: Final = 3  # of a directory: itself, its name, and each directory in it (proc_pid_task(5))
 
 ZYGOTE_NAME: Final = "agentos-zygote"  # in /proc/PID/comm: nobody but a process itself can change that
 
@@ -141,6 +142,14 @@ def _state_of_threads(pid: str) -> str:
     return next((state for state in living if state not in "Tt"), living[0] if living else "")
 
 
+def _is_single(pid: int) -> bool:
+    """Whether a process has one thread: its directory of them counts them in its links, which is one step, not five."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink == _LINKS_OF_ONE_TASK
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def tasks_of(pid: int | str) -> list[str]:
     """Return the thread ids of a process; [] when it is gone."""
     try:
@@ -155,7 +164,7 @@ def children_of(pid: int, tasks: Iterable[str] = ()) -> list[int]:
     The list is only certain while the tasks are stopped (proc_pid_task_children(5)): callers loop to a fix-point.
     """
     found: list[int] = []
-    for task in tasks or tasks_of(pid):
+    for task in tasks or ((str(pid),) if _is_single(pid) else tasks_of(pid)):
         try:
             found.extend(map(int, _read(f"/proc/{pid}/task/{task}/children").split()))
         except (FileNotFoundError, ProcessLookupError):

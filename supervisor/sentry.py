@@ -186,7 +186,11 @@ class Sentry:
         result = self._signal_tree(number)
         detail = f"not confirmed for {', '.join(map(str, result.remaining))}" if result.remaining else ""
         done = wire.Delivered(frame.id, result.ok, result.processes, "signal(tree)", detail)
-        self._tell(*self._state("signal(tree)"), done)  # in one write: the kernel wakes once
+        if number == signal.SIGSTOP and self.leader in result.alive:  # Linux was asked a moment ago
+            self._state_is_told = True
+            self._tell(wire.StateSeen("stopped", "signal(tree)"), done)  # in one write: the kernel wakes once
+        else:
+            self._tell(*self._state("signal(tree)"), done)
 
     def _signal_tree(self, number: signal.Signals) -> tree.TreeResult:
         me = os.getpid()

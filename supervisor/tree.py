@@ -43,6 +43,7 @@ class TreeResult:
 
     processes: int
     remaining: tuple[int, ...]
+    alive: frozenset[int] = frozenset()  # of a STOP: when it was confirmed
 
     @property
     def ok(self) -> bool:
@@ -162,7 +163,8 @@ class _Operation:
             now = {(member.pid, member.state in _GONE) for member in present}
             reaped = [member for member in present if self._is_reaped(member)]
             if not pending and not reaped and now == before:
-                return TreeResult(sum(member.state not in _GONE for member in present) or len(self._signalled), ())
+                alive = frozenset(member.pid for member in present if member.state not in _GONE)
+                return TreeResult(len(alive) or len(self._signalled), (), alive)
             if before and time.monotonic() > deadline:  # not before everybody was signalled once
                 unsettled = pending or [one for one in present if (one.pid, one.state in _GONE) not in before]
                 return TreeResult(len(present), tuple(member.pid for member in unsettled))
