@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentos.agent.sdk import save_state as save_state
     from agentos.agent.sdk import saved_state as saved_state
     from agentos.agent.sdk import tool as tool
+    from agentos.client.dispatcher import SignalDispatcher as SignalDispatcher
     from agentos.client.handle import AgentHandle as AgentHandle
     from agentos.client.kernelspace import KernelSpace as KernelSpace
     from agentos.errors import AgentFailed as AgentFailed
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from agentos.errors import AgentTimeoutError as AgentTimeoutError
     from agentos.errors import PolicyViolationError as PolicyViolationError
     from agentos.errors import RateLimitedError as RateLimitedError
+    from agentos.errors import SignalQueueFull as SignalQueueFull
     from agentos.policies import Pattern as Pattern
     from agentos.policies import Policy as Policy
     from agentos.policies import Rule as Rule
@@ -37,12 +39,14 @@ _HOMES = {
     "saved_state": "agentos.agent.sdk",
     "tool": "agentos.agent.sdk",
     "AgentHandle": "agentos.client.handle",
+    "SignalDispatcher": "agentos.client.dispatcher",
     "KernelSpace": "agentos.client.kernelspace",
     "AgentFailed": "agentos.errors",
     "AgentosError": "agentos.errors",
     "AgentTimeoutError": "agentos.errors",
     "PolicyViolationError": "agentos.errors",
     "RateLimitedError": "agentos.errors",
+    "SignalQueueFull": "agentos.errors",
     "Pattern": "agentos.policies",
     "Policy": "agentos.policies",
     "Rule": "agentos.policies",

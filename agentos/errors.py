@@ -275,5 +275,16 @@ class LevelUnavailable(HostError):
         self.available = available
 
 
+class SignalQueueFull(HostError):
+    """A dispatcher has as many deliveries under way as it may; this one was not begun."""
+
+    def __init__(self, signal: str, size: int) -> None:
+        super().__init__(
+            f"{signal} was not sent: {size} deliveries are under way, which is the queue_size of this dispatcher; "
+            "await some of them first, or make it with a larger queue_size (SIGKILL and SIGSTOP never queue)"
+        )
+        self.size = size
+
+
 class StateUnavailable(HostError):
     """The agent's runtime did not answer in time, or cannot: stopped, ended, not started, or a program without one."""

@@ -165,7 +165,7 @@ class Notice(NamedTuple):
 
 
 class Callback(NamedTuple):
-    """Kernel → host program, reserved: run a handler or a module there; answered by Returned before a deadline."""
+    """Kernel → host program: run the signal handlers there. Answered by Returned; `limit_s` in params is how soon."""
 
     id: int
     name: str
@@ -173,6 +173,8 @@ class Callback(NamedTuple):
 
 
 class Returned(NamedTuple):
+    """Host program → kernel, and from nobody else. `error` says why there is no value: an exception's type and text."""
+
     id: int
     value: Any
     error: str | None

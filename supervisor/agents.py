@@ -96,6 +96,7 @@ class Agent:
     lost: bool = False  # its sentry died: how the agent ended is not known
     # the last STOP or CONT that was commanded was a STOP: its clocks stand still while it is stopped
     held: bool = False
+    stops: int = 0  # STOPs that were commanded
     spawn_error: wire.SpawnFailed | None = None
     actions: int = 0
     violations: int = 0

@@ -25,6 +25,7 @@ from agentos.recorder.event import parse_entry
 from agentos.signals import AgentSignal, parse_signal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
+from agentos.supervisor.hearings import parse_signals, parse_within
 from agentos.supervisor.lineage import last_life, latest
 from agentos.supervisor.outcome import outcome
 from agentos.supervisor.overreach import overreach
@@ -199,7 +200,8 @@ class Calls:
             raise BadRequest(f"unknown scope {str(scope)[:ID_MAX]!r}; known: tree, leader")
         if signal in (AgentSignal.SIGTERM, AgentSignal.SIGKILL):  # who wants an end wants that of the agent's next life
             agent = latest(agent)
-        done = await self._kernel.endings.send(agent, signal, scope, caller.who)
+        within = parse_within(params.get("within")) if caller.who == "host" else ()
+        done = await self._kernel.endings.send(agent, signal, scope, caller.who, within=within)
         killed = done.ok and signal is AgentSignal.SIGKILL
         if killed or (done.ok and _ends_it(agent, signal)):  # Linux says so; it is known here a moment later
             with contextlib.suppress(TimeoutError):
@@ -207,6 +209,10 @@ class Calls:
         state = "terminated" if killed else lifecycle.public_state(agent.state)
         return {"ok": done.ok, "processes": done.processes, "mechanism": done.mechanism, "detail": done.detail,
                 "state": state}  # fmt: skip
+
+    async def handlers(self, _: Caller, params: Params) -> None:
+        """Have these signals, and no others, heard by the host program before they are delivered."""
+        self._kernel.endings.hearings.hear(parse_signals(params["signals"]))
 
     async def stop(self, caller: Caller, params: Params) -> dict[str, Any]:
         agent = self._agent(caller, params)
@@ -309,6 +315,7 @@ class Calls:
     async def detach(self, caller: Caller, _: Params) -> None:
         """The host may go; the kernel stays until its last agent ended."""
         self._kernel.attached = False
+        self._kernel.callbacks.leave()
         caller.peer.is_host = False
         self._kernel.end_if_idle()
 
@@ -360,6 +367,7 @@ METHODS: Final[dict[str, tuple[Method, frozenset[str]]]] = {
     "shutdown": (Calls.shutdown, _HOST),
     "result": (Calls.result, _HOST),
     "log": (Calls.log, _HOST),
+    "handlers": (Calls.handlers, _HOST),
     "ps": (Calls.ps, _ANYONE),
     "inspect": (Calls.inspect, _ANYONE),
     "follow": (Calls.follow, _ANYONE),

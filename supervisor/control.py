@@ -50,6 +50,7 @@ class Peer:
         self._sock = sock
         self._reader = RightsReader(sock, wire.FROM_CLIENT)
         self._greeted = False
+        self._may_return = is_host  # a host that detached may still answer what it was asked before
         self.outbox = Outbox(control.loop, sock.fileno(), lambda _: self.close(), waiting_bytes_max=ANSWER_BYTES_MAX)
         self._impatience = control.loop.call_later(GREETING_LIMIT_S, self._lose_patience)
         control.loop.add_reader(sock.fileno(), self._read)
@@ -110,7 +111,11 @@ class Peer:
             self._control.on_call(self, frame, descriptors)  # which owns them from here on
             return
         _close_all(descriptors)
-        if isinstance(frame, wire.Hello):
+        if isinstance(frame, wire.Returned) and self._may_return and self._greeted:
+            self._control.on_returned(frame)
+        elif isinstance(frame, wire.Returned):
+            raise ProtocolError("Returned from a client that is never asked")
+        elif isinstance(frame, wire.Hello):
             self._greeted = frame.version == wire.VERSION
             self.send(wire.Hello(wire.VERSION, "kernel", os.getpid()))
         elif not self._greeted:
@@ -130,6 +135,7 @@ class Control:
         loop: asyncio.AbstractEventLoop,
         *,
         on_call: OnCall,
+        on_returned: Callable[[wire.Returned], None],
         on_host_gone: Callable[[], None],
         agent_of: Callable[[int], str],
         on_refused: Callable[[dict[str, Any]], None],
@@ -137,6 +143,7 @@ class Control:
     ) -> None:
         self.loop = loop
         self.on_call = on_call
+        self.on_returned = on_returned
         self._on_host_gone = on_host_gone
         self._agent_of = agent_of
         self._on_refused = on_refused

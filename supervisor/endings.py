@@ -1,8 +1,9 @@
 """Signals to agents, and how agents end: stop, time-out, a dead sentry. Everything confirmed, nothing assumed.
 
 A signal is delivered by the sentry and is done when the sentry says that Linux says so. Commands to one agent take
-effect in the order in which they came. Clocks that watch an agent stand still while it is *held*: stopped, by a STOP
-that was commanded. An agent that stops itself, while what it started runs on, gains no time.
+effect in the order in which they came, those that the host program hears first included. Clocks that watch an agent
+stand still while it is *held*: stopped, by a STOP that was commanded. An agent that stops itself, while what it started
+runs on, gains no time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from agentos.lifecycle import State
 from agentos.signals import AgentSignal, default_scope
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
+from agentos.supervisor.hearings import Hearings, Within
 from agentos.supervisor.tasks import Tasks
 
 _ENDED: Final = "ended"  # what is said of a delivery whose agent ended before it was confirmed
@@ -38,6 +40,7 @@ class Endings:
         self._agents = agents
         self._clock = clock
         self._ids = itertools.count(1)
+        self.hearings = Hearings(loop, agents)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks = Tasks(loop)
         self.broker: Broker  # set by the kernel, which makes both
@@ -45,14 +48,28 @@ class Endings:
 
     # --- signals ---------------------------------------------------------------------------------------------------
 
-    async def send(self, agent: Agent, signal: AgentSignal, scope: str | None, sender: str) -> wire.Delivered:
+    async def send(
+        self,
+        agent: Agent,
+        signal: AgentSignal,
+        scope: str | None,
+        sender: str,
+        *,
+        within: Within = (),
+        heard: bool = True,
+    ) -> wire.Delivered:
         """Deliver `signal` and return what was confirmed. Recorded before and after; an ended agent is not an error.
 
+        The host program's handlers run first, if it is to be `heard`, and may veto it; `within` are those that sent it.
         Who is told to end by somebody is not restarted, whether it obeys now or later.
         """
-        agent.commanded = agent.commanded or (signal in _COMMANDS_THE_END and sender != "kernel")
         where = scope or default_scope(signal)
         data = {"signal": signal.name, "scope": where, "sender": sender}
+        if heard and self.hearings.concerns(agent, signal):
+            refusal = await self.hearings.before(agent, signal, data, within)
+            if refusal:
+                return wire.Delivered(0, False, 0, "none", refusal)
+        agent.commanded = agent.commanded or (signal in _COMMANDS_THE_END and sender != "kernel")
         self.broker.note(agent, "signal_sent", data, durable=True)
         done = await self._deliver(agent, signal, where)
         self.broker.note(agent, "signal_confirmed", {**data, "ok": done.ok, "processes": done.processes})
@@ -60,6 +77,19 @@ class Endings:
 
     def send_soon(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
         """Deliver without waiting: for on_violation and protocol faults, which are on record already."""
+        if self.hearings.concerns(agent, signal):
+            self._tasks.start(self._send_heard(agent, signal, scope))
+        else:
+            self._send_now(agent, signal, scope)
+
+    async def _send_heard(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
+        data = {"signal": signal.name, "scope": scope, "sender": "kernel"}
+        if not await self.hearings.before(agent, signal, data):
+            self._send_now(agent, signal, scope)
+        elif agent.ended_by == "policy":
+            agent.ended_by = ""  # it goes on: however it ends, its policy did not end it
+
+    def _send_now(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
         self.broker.note(agent, "signal_sent", {"signal": signal.name, "scope": scope, "sender": "kernel"})
         self._hold(agent, signal)
         self._tell(agent, wire.Deliver(next(self._ids), signal.value, scope))
@@ -101,6 +131,7 @@ class Endings:
     def _hold(self, agent: Agent, signal: AgentSignal) -> None:
         if signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT):
             agent.held = signal is AgentSignal.SIGSTOP
+            agent.stops += agent.held
             self._set_timer(agent)
 
     def _tell(self, agent: Agent, frame: Any) -> None:
@@ -115,7 +146,8 @@ class Endings:
         if not agent.ended:
             agent.ended_by = agent.ended_by or why
             await self.send(agent, AgentSignal.SIGTERM, "leader", sender)
-            await self.send(agent, AgentSignal.SIGCONT, "tree", sender)  # a stopped process takes no TERM before
+            # a stopped process takes no TERM before, and no grace ends: no handler is asked
+            await self.send(agent, AgentSignal.SIGCONT, "tree", sender, heard=False)
             with contextlib.suppress(TimeoutError):
                 await self._within_running_time(agent, agent.grace_s if grace_s is None else grace_s)
         await self.kill(agent, sender)

@@ -34,6 +34,7 @@ from agentos.signals import AgentSignal
 from agentos.supervisor import linux
 from agentos.supervisor.agents import CALL_BYTES_MAX, CALLS_MAX, Agent, Agents
 from agentos.supervisor.broker import METHOD_MAX, TEXT_MAX, Broker
+from agentos.supervisor.callbacks import Callbacks
 from agentos.supervisor.calls import ONLY_WAITING, Caller, Calls
 from agentos.supervisor.control import Control, Peer
 from agentos.supervisor.endings import Endings
@@ -75,7 +76,7 @@ async def _run(loop: asyncio.AbstractEventLoop, boot: dict[str, Any], host_fd: i
         named = error if isinstance(error, AgentosError) else HostError(f"the kernel cannot start: {error}")
         sock.sendall(wire.encode(to_fault(0, named)))
         return
-    kernel.control.adopt_host(sock.detach())
+    kernel.callbacks.adopt(kernel.control.adopt_host(sock.detach()).send)
     await kernel.finished.wait()
 
 
@@ -104,6 +105,7 @@ class Kernel:
         self._recorder = RecorderLink(loop, boot, self.recording, self.zygote)
         self.endings = Endings(loop, self.agents, self._clock)
         self.endings.on_gone = self._on_gone
+        self.callbacks = Callbacks(loop)
         self.calls = Calls(self)
         self.broker = Broker(
             loop, self.recording, self._clock,
@@ -111,6 +113,7 @@ class Kernel:
         )  # fmt: skip
         self.endings.broker = self.broker
         self.queries = Queries(loop, self.broker)
+        self.endings.hearings.ask, self.endings.hearings.note = self.callbacks.ask, self.broker.note
         self.quota = Quota()
         self.slots = Slots(loop, boot["slots"])
         self.starting = Starting(
@@ -123,6 +126,7 @@ class Kernel:
         self.control = Control(
             loop,
             on_call=self._on_call,
+            on_returned=self.callbacks.on_returned,
             on_host_gone=self._on_host_gone,
             agent_of=lambda pid: agent.id if (agent := self.agents.by_sentry(pid)) else "",
             on_refused=self._on_refused,
@@ -205,6 +209,7 @@ class Kernel:
 
     def _on_host_gone(self) -> None:
         """Attached: nobody is left to answer for the agents. They end now. Detached, only a kernel without any does."""
+        self.callbacks.leave()
         if self.attached or not self.agents.living():
             self._spawn_task(self.shut_down("host program gone"))
 

@@ -173,6 +173,13 @@ class AgentKernel:
         done = await self._call("send_signal", {"id": agent_id, "signal": parse_signal(signal).value})
         return bool(done["ok"]) and done["detail"] != "already ended"
 
+    @property
+    def signal_dispatcher(self) -> Any:
+        """A dispatcher that sends as this agent may; handlers are registered in the host program alone."""
+        from agentos.client.dispatcher import SignalDispatcher  # noqa: PLC0415 - which imports this module
+
+        return SignalDispatcher(self)
+
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous."""
         arguments.agent_id("get_agent_status: agent_id", agent_id)

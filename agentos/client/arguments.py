@@ -20,6 +20,7 @@ from agentos.arguments import (
     shown,
     whole_number,
 )
+from agentos.client.dispatcher import SignalDispatcher
 from agentos.errors import BadRequest, nearest
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
@@ -57,13 +58,11 @@ def flight_recorder(value: Any) -> FlightRecorder | None:
     return value
 
 
-def signal_dispatcher(value: Any) -> None:
-    """Refuse one: handlers that never run are worse than none."""
-    if value is not None:
-        raise BadRequest(
-            "signal_dispatcher= is not available in this version, its handlers would never run; leave it out: "
-            "send_signal() delivers real POSIX signals, which the agent may handle itself"
-        )
+def signal_dispatcher(value: Any) -> SignalDispatcher | None:
+    """Check that it is one."""
+    if not isinstance(value, SignalDispatcher | None):
+        raise BadRequest(f"signal_dispatcher={shown(value)} must be a SignalDispatcher, such as SignalDispatcher(None)")
+    return value
 
 
 def level(value: Any) -> str | None:

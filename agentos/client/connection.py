@@ -2,7 +2,8 @@
 
 Daemon threads write and read the socketpair, so no event loop owns it or waits for it. CPython runs signal handlers in
 the main thread alone, inside whatever it does: since that never writes, a handler may call, wait or raise, and no frame
-is cut in two. The kernel sees the end of the socket when this process ends, however it ends, and then ends all agents.
+is cut in two. What the kernel asks of this program is handed to `on_callback`, which returns at once. The kernel sees
+the end of the socket when this process ends, however it ends, and then ends all agents.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import select
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from agentos import errors, wire
+from agentos.client.homes import Homes
 from agentos.client.launch import Started
 from agentos.client.link import Link
 from agentos.faults import rebuild
@@ -61,11 +64,20 @@ class _Answer:
         return value
 
 
+OnCallback = Callable[["Connection", wire.Callback], None]
+
+
+def _refuse(connection: Connection, frame: wire.Callback) -> None:
+    connection.give_back(frame, None, f"this program has nothing under {frame.name!r}")
+
+
 class Connection:
     """A started kernel and the thread that reads its answers. Thread-safe."""
 
-    def __init__(self, started: Started) -> None:
+    def __init__(self, started: Started, on_callback: OnCallback = _refuse) -> None:
         self.run = started.run
+        self.homes = Homes()
+        self._on_callback = on_callback
         self.lost = False
         self._link: Link = started.link
         self._guard: subprocess.Popen[bytes] = started.guard
@@ -121,7 +133,8 @@ class Connection:
     async def begin(self, method: str, params: dict[str, Any]) -> Any:
         """Make a call that starts an agent. If the awaiting task is cancelled meanwhile, that agent is stopped."""
         started: Future[Any] = Future()  # what we wait for; cancelled when we do not any more
-        self.submit(method, params).add_done_callback(partial(self._hand_over, started))
+        home = asyncio.get_running_loop()
+        self.submit(method, params).add_done_callback(partial(self._hand_over, started, home))
         try:
             return await asyncio.wrap_future(started)
         except asyncio.CancelledError:
@@ -129,7 +142,9 @@ class Connection:
                 started.add_done_callback(self._stop)
             raise
 
-    def _hand_over(self, started: Future[Any], answer: Future[Any]) -> None:
+    def _hand_over(self, started: Future[Any], home: asyncio.AbstractEventLoop, answer: Future[Any]) -> None:
+        if answer.exception() is None:  # before the kernel's next frame is read: that may be about this agent
+            self.homes.remember(_id_of(answer.result()), home)
         if not started.set_running_or_notify_cancel():
             self._stop(answer)
         elif (error := answer.exception()) is not None:
@@ -139,8 +154,7 @@ class Connection:
 
     def _stop(self, answer: Future[Any]) -> None:
         if answer.exception() is None:
-            started = answer.result()
-            self.stop_soon(started["id"] if isinstance(started, dict) else started)
+            self.stop_soon(_id_of(answer.result()))
 
     def stop_soon(self, agent_id: str) -> None:
         """Have an agent stopped that nobody waits for any more. Never raises, never waits."""
@@ -200,7 +214,18 @@ class Connection:
         self._outgoing.put(None)
         self._writer.join()
 
+    def give_back(self, frame: wire.Callback, value: Any, error: str | None) -> None:
+        """Send what came of a call-back. Never raises, never waits."""
+        try:
+            data = wire.encode(wire.Returned(frame.id, value, error))
+        except errors.ProtocolError as unsendable:
+            data = wire.encode(wire.Returned(frame.id, None, str(unsendable)))
+        self._outgoing.put(data)
+
     def _take(self, frame: Any) -> None:
+        if isinstance(frame, wire.Callback):
+            self._on_callback(self, frame)
+            return
         if not isinstance(frame, wire.Reply | wire.Fault):
             return
         future = self._waiting.pop(frame.id, None)
@@ -210,6 +235,11 @@ class Connection:
             future.set_result(frame.value)
         else:
             future.set_exception(rebuild(frame))
+
+
+def _id_of(started: Any) -> str:
+    """Return the id in what `start` or `spawn` answered."""
+    return str(started["id"] if isinstance(started, dict) else started)
 
 
 def _hung_up(sock: socket.socket) -> bool:

@@ -15,17 +15,19 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Self, TypeVar, overload
 
-from agentos import errors
+from agentos import errors, wire
 from agentos.agent.calls import agent_kernel, arrive
-from agentos.client import arguments
+from agentos.client import arguments, handlers
 from agentos.client.connection import Connection
+from agentos.client.dispatcher import SignalDispatcher
 from agentos.client.handle import AgentHandle
+from agentos.client.handlers import SignalDesk
 from agentos.client.launch import SLOTS, start_kernel
 from agentos.client.policy_in_use import PolicyInUse
 from agentos.client.registry import Registration, Registry
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
-from agentos.signals import AgentSignal, parse_signal
+from agentos.signals import AgentSignal
 from agentos.status import AgentStatus, status_of
 from agentos.values import pack_arguments, unpack_value
 
@@ -44,7 +46,7 @@ class KernelSpace:
         policy: a built-in name (strict, permissive, audit, workspace; custom, which `kernel.policy.add_rule` fills),
             the path of a YAML file, or a Policy.
         flight_recorder: where this kernel's record goes; None is one SQLite file per run under the state directory.
-        signal_dispatcher: must be None; handlers in this program are not available in this version.
+        signal_dispatcher: whose handlers and queue serve this kernel; None makes one.
         max_concurrent_agents: agents running at the same time; more wait.
         timeout: seconds of running time an execution may take, unless `execute(timeout=…)` says otherwise.
         debug: show the kernel's own error output.
@@ -63,7 +65,7 @@ class KernelSpace:
         self,
         policy: str | os.PathLike[str] | Policy = "strict",
         flight_recorder: FlightRecorder | None = None,
-        signal_dispatcher: Any | None = None,
+        signal_dispatcher: SignalDispatcher | None = None,
         max_concurrent_agents: int = SLOTS,
         timeout: float = 300.0,
         debug: bool = False,
@@ -73,7 +75,7 @@ class KernelSpace:
     ) -> None:
         self._policy = PolicyInUse(arguments.policy(policy))
         self._flight_recorder = arguments.flight_recorder(flight_recorder)
-        arguments.signal_dispatcher(signal_dispatcher)
+        self._dispatcher = arguments.signal_dispatcher(signal_dispatcher) or SignalDispatcher(None)
         self._max_concurrent_agents = arguments.whole_number("max_concurrent_agents", max_concurrent_agents, at_least=1)
         self._timeout_s = arguments.seconds("timeout", timeout)
         self._debug = bool(debug)
@@ -83,6 +85,8 @@ class KernelSpace:
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
+        self._desk = SignalDesk(self._connected)
+        self._dispatcher.bind(self._desk)
 
     # What help(), a prompt and a notebook show: __new__, which any arguments must pass in an agent, says nothing.
     __signature__ = inspect.Signature(list(inspect.signature(__init__).parameters.values())[1:])
@@ -206,10 +210,17 @@ class KernelSpace:
     # --- signals and status ----------------------------------------------------------------------------------------
 
     async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool:
-        """Deliver a POSIX signal; returns once Linux confirmed the effect. False when the agent had already ended."""
+        """Deliver a POSIX signal; returns once Linux confirmed the effect.
+
+        False when the agent had already ended, or a handler vetoed the signal. Raises as SignalDispatcher.send.
+        """
         arguments.agent_id("send_signal: agent_id", agent_id)
-        done = await self._call("signal", {"id": agent_id, "signal": parse_signal(signal).value})
-        return bool(done["ok"]) and done["detail"] != "already ended"
+        return await self._dispatcher.send(agent_id, signal)
+
+    @property
+    def signal_dispatcher(self) -> SignalDispatcher:
+        """The dispatcher that `send_signal` goes through: the one given to the constructor, else one of its own."""
+        return self._dispatcher
 
     def get_agent_status(self, agent_id: str) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent."""
@@ -284,7 +295,9 @@ class KernelSpace:
         with self._starting:
             if self._connection is None or self._connection.lost:
                 self._registry.forget_told()
-                self._connection = self._launch()
+                connection = self._launch()
+                self._desk.tell(connection)  # before any call, so that no signal passes unheard
+                self._connection = connection
             return self._connection
 
     def _launch(self) -> Connection:
@@ -294,9 +307,12 @@ class KernelSpace:
                 slots=self._max_concurrent_agents, timeout_s=self._timeout_s,
             )  # fmt: skip
             if self._flight_recorder is None:
-                kernel.connection = Connection(start())
+                kernel.connection = Connection(start(), self._on_callback)
             else:
                 with self._flight_recorder.handing_over() as place:
-                    kernel.connection = Connection(start(**place))
+                    kernel.connection = Connection(start(**place), self._on_callback)
                     self._flight_recorder.attach(kernel.connection)
             return kernel.connection
+
+    def _on_callback(self, connection: Connection, frame: wire.Callback) -> None:
+        handlers.answer(self._desk, connection, frame)

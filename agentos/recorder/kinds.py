@@ -41,6 +41,8 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "protocol_error": "an agent sent what is no frame, or ended inside one",
         "signal_sent": "a signal was commanded; recorded before it is delivered",
         "signal_confirmed": "what Linux says came of it",
+        "signal_vetoed": "a handler of the host program kept a signal from its agent",
+        "signal_handler_failed": "a handler raised or did not answer; the signal is delivered all the same",
         "control_refused": "somebody at the control socket was refused",
         "sentry_hung": "a sentry answered nothing for too long and is ended with its tree",
         "sentry_lost": "a sentry died, and its agent with it",

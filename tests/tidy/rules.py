@@ -79,6 +79,7 @@ TOP_LOOPS = {
     "supervisor/repeating.py",  # which is left to the broker
     "supervisor/broker.py",  # a frame that we fail over is refused: its sender must not wait for ever
     "agentos/agent/entry.py",  # the agent's own function
+    "agentos/client/running.py",  # the host program's own functions: what they raise, the kernel must hear
 }
 
 CLOCK_CALLS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
