@@ -42,6 +42,7 @@ rules:
   - {name: few, action: allow, operation: "*", resource: data/limited, rate_limit: 20}
   - {name: frozen, action: deny, operation: write, resource: data/stopping, on_violation: SIGSTOP}
   - {name: third, action: deny, operation: "*", resource: data/3}
+  - {name: unwritten, action: deny, operation: write, resource: [data/5, data/6, data/7, data/8]}
   - {name: safe, action: allow, operation: read, resource: data/4, audit: durable}
 """
 
@@ -82,7 +83,7 @@ class Round:
         self.started += 1
         number = self.started
         words = {name: [kind.__name__ for kind in kinds] for name, kinds in _TAKES.items()}
-        options = self.dice.choice(({}, {}, {"permissions": ["read"]}))
+        options = self.dice.choice(({}, {}, {"permissions": ["read", "write"]}))
         seed = f"{SEED}/{number}"
         with contextlib.suppress(AgentosError):  # its start cannot be put on record now
             ids = [self.place.bystander_id, *self.living]
@@ -103,12 +104,12 @@ class Round:
             with no_room(self.kernel_pid):
                 time.sleep(self.dice.choice((0.01, 0.1)))
             self.met["moments without room"] += 1
-        elif kind < 0.13 and self.living:
+        elif kind < 0.14 and self.living:
             agent_id, what = self.dice.choice(list(self.living)), self.dice.choice(ASKED)
             with contextlib.suppress(AgentosError):
                 self.place.call("query", id=agent_id, what=what)
                 self.met["questions answered"] += 1
-        elif kind < 0.15:
+        elif kind < 0.16:
             began = time.monotonic()
             assert self.place.call("ps")["agents"]
             self.slowest_ps_s = max(self.slowest_ps_s, time.monotonic() - began)
@@ -134,7 +135,7 @@ class Round:
     def settle(self, agent_id: str, number: int, hindered: bool, row: dict[str, Any]) -> None:
         book = read_book(self.base / f"book-{number}")
         account = Account(book, self.place.events(agent_id=agent_id), hindered)
-        found = account.complaints()
+        found = account.complaints() if book.sent else ["it kept no book"]
         if found:
             how = f"agent {number}, ended_by={row['ended_by']!r}, broke={book.broke!r}, finished={book.finished}"
             self.complaints += [f"AGENTOS_FUZZ_SEED={SEED}, {how}: {one}" for one in found[:10]]

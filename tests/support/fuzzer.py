@@ -32,7 +32,7 @@ PIPE_BUF = select.PIPE_BUF
 NEVER_ANSWERED = ("wait_all",)  # when it waits for itself
 OPERATIONS = ("read", "read", "read", "write", "write", "write/delete", "execute", "network", "kernel", "READ", "")
 RESOURCES = (
-    *(f"data/{number}" for number in range(12)), "data/limited", "data/limited", "data/stopping", "/etc/hostname", "",
+    *(f"data/{number}" for number in range(12)), "data/limited", "data/limited", "/etc/hostname", "",
     "a\0b", "../../x", "https://example.com/x", "tcp://[::1]:1", "https://[", "x" * RESOURCE_BYTES_MAX, "ü/😀", "*",
     "//", "~",
 )  # fmt: skip
@@ -166,6 +166,8 @@ class Hostile:
             number, operation, resource = dice.choice(self.used[-40:])
         else:
             number, operation, resource = self.new_id(), dice.choice(OPERATIONS), dice.choice(RESOURCES)
+        if dice.random() < 0.001:
+            number, operation, resource = self.new_id(), "write", "data/stopping"
         act = wire.Act(number, operation, resource, None, None, "/", {}, "sdk")
         if not small and dice.random() < 0.1:
             act = mutants.frame_of(dice, wire.Act)._replace(id=number, operation=operation, resource=resource)
