@@ -235,7 +235,6 @@ class Exited(NamedTuple):
     code: int | None
     signal: int | None
     cpu_ms: int
-    rss_kb_max: int  # 0 so far: the memory of a zombie is gone
 
 
 class Reap(NamedTuple):

@@ -162,16 +162,16 @@ class Sentry:
         code = seen.si_status if seen.si_code == os.CLD_EXITED else None
         number = None if code is not None else seen.si_status
         self._ring_log_bell(now=True)
-        self._tell(wire.Exited(code, number, *self._usage()))
+        self._tell(wire.Exited(code, number, self._cpu_ms()))
 
-    def _usage(self) -> tuple[int, int]:
-        """CPU milliseconds of the leader, and 0 for its peak memory: a zombie has its stat, no memory."""
+    def _cpu_ms(self) -> int:
+        """Return its CPU time so far. Not its peak of memory: what Linux keeps of that goes back to before its exec."""
         try:
             with open(f"/proc/{self.leader}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
-            return 0, 0
-        return (int(fields[11]) + int(fields[12])) * 1000 // linux.TICKS_PER_S, 0
+            return 0
+        return (int(fields[11]) + int(fields[12])) * 1000 // linux.TICKS_PER_S
 
     # --- signals ---------------------------------------------------------------------------------------------------
 

@@ -314,8 +314,8 @@ numbers, words = (
 )
 sentry_frames = st.one_of(
     st.builds(wire.Spawned, numbers, numbers), st.builds(wire.SpawnFailed, numbers, words),
-    st.builds(wire.StateSeen, words, words), st.builds(wire.Exited, numbers, st.none(), numbers, numbers),
-    st.builds(wire.Exited, st.none(), numbers, numbers, numbers), st.builds(wire.TreeGone, numbers),
+    st.builds(wire.StateSeen, words, words), st.builds(wire.Exited, numbers, st.none(), numbers),
+    st.builds(wire.Exited, st.none(), numbers, numbers), st.builds(wire.TreeGone, numbers),
     st.builds(wire.Delivered, numbers, st.booleans(), numbers, words, words), st.builds(wire.Pong, numbers),
     st.builds(wire.LogGrew, numbers, numbers), st.builds(wire.Hello, numbers, words, numbers),
 )  # fmt: skip

@@ -85,7 +85,7 @@ class Sentry:
     def _end(self, code: int | None, number: int | None) -> None:
         if not self._over:
             self._over = True
-            self._say(wire.Exited(code, number, 1, 0))
+            self._say(wire.Exited(code, number, 1))
 
     def _say(self, frame: Any) -> None:
         os.write(self._writes, wire.encode(frame))

@@ -173,7 +173,7 @@ class Life:
     def end(self, code: int | None, signal: int | None) -> None:
         if self.alive and self.exit is None:
             self.exit = code, signal
-            self.say(wire.Exited(code, signal, 1, 0))
+            self.say(wire.Exited(code, signal, 1))
             if self.dice.random() < 0.2:  # what was on its way
                 late = (wire.StateSeen("running", "exec"), wire.StateSeen("running", "job control"), wire.Pong(1))
                 self.say(self.dice.choice(late))

@@ -72,7 +72,7 @@ class Sentry:
         if self.alive and self.exit is None:
             self.exit = code, signal
             self._world.agent_side.leave()
-            self.say(wire.Exited(code, signal, 1, 0))
+            self.say(wire.Exited(code, signal, 1))
             if self._dice.random() < 0.2:  # what was on its way
                 late = [wire.StateSeen("running", "exec"), wire.StateSeen("stopped", "job control"), wire.Pong(1)]
                 self.say(self._dice.choice(late))

@@ -100,7 +100,7 @@ class Bench:
 
     def end(self, agent: Agent) -> None:
         """It ends by itself, and its tree is gone."""
-        self.broker.on_exit(agent, wire.Exited(3, None, 0, 0), 0)
+        self.broker.on_exit(agent, wire.Exited(3, None, 0), 0)
         endings = Endings(self.loop, _NoAgents(), LoopClock(self.loop))  # type: ignore[arg-type]
         endings.finish(agent)
 
