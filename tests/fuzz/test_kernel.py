@@ -135,7 +135,9 @@ class Round:
     def settle(self, agent_id: str, number: int, hindered: bool, row: dict[str, Any]) -> None:
         book = read_book(self.base / f"book-{number}")
         account = Account(book, self.place.events(agent_id=agent_id), hindered)
-        found = account.complaints() if book.sent else ["it kept no book"]
+        found = account.complaints()
+        if not book.sent and row["exit_signal"] is None and not hindered:  # no signal came before it could ignore it
+            found.append("it kept no book")
         if found:
             how = f"agent {number}, ended_by={row['ended_by']!r}, broke={book.broke!r}, finished={book.finished}"
             self.complaints += [f"AGENTOS_FUZZ_SEED={SEED}, {how}: {one}" for one in found[:10]]
