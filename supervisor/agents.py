@@ -129,6 +129,7 @@ class Agent:
     queries: dict[int, asyncio.Future[wire.Answer]] = field(default_factory=dict)  # and the agent itself these
     denials: dict[tuple[str, str, str], RepeatedDenial] = field(default_factory=dict)
     repeats: Repeats = field(default_factory=Repeats)
+    traced: Callable[[Agent, State, lifecycle.Event], None] | None = None  # told of every change of state
     changed: list[Callable[[], None]] = field(default_factory=list)  # called after every change of state
     first_seen: asyncio.Event = field(default_factory=asyncio.Event)  # exec succeeded or failed
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -138,6 +139,8 @@ class Agent:
         before, self.state = self.state, lifecycle.after(self.state, event)
         if self.state is before:
             return False
+        if self.traced is not None:
+            self.traced(self, before, event)
         for notify in list(self.changed):
             notify()
         return True
@@ -246,9 +249,11 @@ class Agents:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Agent] = {}
+        self.traced: Callable[[Agent, State, lifecycle.Event], None] | None = None
         self._parents: set[str] = set()  # who has children: nobody else's end has to look for them
 
     def add(self, agent: Agent) -> None:
+        agent.traced = self.traced
         self._by_id[agent.id] = agent
         parent = self.get(agent.parent_id) if agent.parent_id is not None else None
         if parent is not None and not parent.gone.is_set():

@@ -19,6 +19,7 @@ import socket
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -50,6 +51,8 @@ from agentos.supervisor.scratch import remove_tree
 from agentos.supervisor.slots import Slots
 from agentos.supervisor.starting import Starting, raise_descriptor_limit
 from agentos.supervisor.tasks import Tasks
+from agentos.supervisor.trace import Trace
+from agentos.supervisor.traced import TracedBroker, header
 from agentos.supervisor.zygote_link import ZygoteLink
 
 LOCK_TRIES: Final = 100
@@ -107,7 +110,9 @@ class Kernel:
         self.endings.on_gone = self._on_gone
         self.callbacks = Callbacks(loop)
         self.calls = Calls(self)
-        self.broker = Broker(
+        self.trace = Trace(self._clock) if boot["debug"] else None
+        self.agents.traced = None if self.trace is None else self.trace.moved
+        self.broker = (Broker if self.trace is None else partial(TracedBroker, self.trace))(
             loop, self.recording, self._clock,
             deliver=self._deliver_soon, on_call=self._on_agent_call, notify=self._notify,
         )  # fmt: skip
@@ -194,6 +199,8 @@ class Kernel:
 
     def _leave(self, complete: bool) -> None:
         self.control.close()
+        if self.trace is not None:
+            self.trace.close()
         if complete or self.boot["storage"] != "memory":  # its journal lies there: the host reads the rest from it
             self._remove(self.boot["runtime"])
         self._remove(self.boot["tmp"])
@@ -239,8 +246,8 @@ class Kernel:
         error = context.get("exception")
         data = {"message": str(context.get("message")), "error": repr(error)}
         self.recording.try_append("kernel_fault", data, severity="critical")
-        if self.boot["debug"] and error is not None:
-            traceback.print_exception(error)
+        if self.trace is not None and error is not None:
+            self.trace.line("kernel", "".join(traceback.format_exception(error)))
 
     def _on_gone(self, agent: Agent) -> None:
         agent.close(self.loop)
@@ -254,6 +261,8 @@ class Kernel:
 
     def _on_call(self, peer: Peer, call: wire.Call, descriptors: list[int]) -> None:
         caller = Caller("host" if peer.is_host else "cli", descriptors=descriptors)
+        if self.trace is not None:
+            self.trace.line(caller.who, f"← {header(call)}")
         caller.peer = peer
         task = self._spawn_task(self._answer(caller, call, peer.outbox))
         if call.method in ONLY_WAITING:

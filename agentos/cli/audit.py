@@ -19,9 +19,9 @@ import click
 
 from agentos.cli.output import coloured, padded, print_json, say
 from agentos.cli.past import Event, Wanted, events, find_agents
-from agentos.cli.printable import printable
 from agentos.errors import BadRequest, CallerError, HostError, nearest
 from agentos.policies.decision import RESERVED_REASONS
+from agentos.printable import printable
 from agentos.recorder.event import SEVERITIES
 from agentos.recorder.kinds import EVENT_TYPES
 from agentos.runs import Run, locate, recorded_runs

@@ -23,8 +23,8 @@ import apsw
 import click
 
 from agentos.cli.output import coloured, print_json
-from agentos.cli.printable import printable
 from agentos.errors import HostError
+from agentos.printable import printable
 from agentos.runs import is_homeless, runtime_dir, state_dir
 from agentos.supervisor.linux import children_of, set_subreaper
 

@@ -14,9 +14,9 @@ import click
 from agentos.cli.calls import ANSWER_TIMEOUT_S, Request, RunSilent, gather, living_agents
 from agentos.cli.options import Signal
 from agentos.cli.output import print_json, say
-from agentos.cli.printable import printable
 from agentos.cli.targets import Agent, AgentEnded, resolve_all
 from agentos.errors import AgentosError, UnknownSignal
+from agentos.printable import printable
 from agentos.signals import AgentSignal, Scope, parse_signal
 
 _TAKES_A_VALUE: Final = frozenset({"-s", "--signal"})

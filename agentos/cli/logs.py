@@ -19,11 +19,11 @@ from agentos import wire
 from agentos.cli.calls import Conversation, open_link
 from agentos.cli.output import is_terminal, say
 from agentos.cli.past import find_agents
-from agentos.cli.printable import escape
 from agentos.cli.targets import Agent
 from agentos.clock import rfc3339
 from agentos.errors import KernelUnavailable, UnknownAgent
 from agentos.logfile import NOTE, STDERR, STDOUT, Gap, LogReader, Record
+from agentos.printable import escape
 
 STREAMS: Final = {STDOUT: 1, STDERR: 2}  # where each stream of a log goes
 LINE_BYTES_MAX: Final = 1024 * 1024  # a program that never ends its line is shown in pieces, not kept in memory

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from agentos.cli.printable import printable
+from agentos.printable import printable
 
 SEPARATOR: Final = "  "
 LAUNCHER: Final = "AGENTOS_LAUNCHER"  # bin/agentos says in it by what name it was called

@@ -49,7 +49,8 @@ class KernelSpace:
         signal_dispatcher: whose handlers and queue serve this kernel; None makes one.
         max_concurrent_agents: agents running at the same time; more wait.
         timeout: seconds of running time an execution may take, unless `execute(timeout=…)` says otherwise.
-        debug: show the kernel's own error output.
+        debug: have the kernel say on stderr, in a line each, what comes in (headers, never what they carry), what it
+            decides, how agents change state and what signals it sends; and its own errors.
         require: the weakest level at which agents may run: none | hooks | syscalls | full.
         workspace: the directory that relative file rules speak of; default the current one at the first call.
 

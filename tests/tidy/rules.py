@@ -27,6 +27,7 @@ RANKS = {
     "agentos.clock": 0,
     "agentos.identity": 0,
     "agentos.status": 0,
+    "agentos.printable": 0,
     "agentos.mould": 1,
     "agentos.wire": 1,  # the core: values in, values out
     "agentos.arguments": 1,

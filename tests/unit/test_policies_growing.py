@@ -195,6 +195,21 @@ def test_a_kernel_that_began_to_follow_during_a_change_that_failed_takes_it_back
     assert meanwhile.hash == policy.hash
 
 
+def test_a_kernel_that_begins_while_a_change_is_taken_back_never_has_the_rule() -> None:
+    policy = Policy("p")
+
+    class Late(Kernel):
+        def rule_taken_back(self, before: str, after: str) -> None:
+            policy.followers.add(starting)  # too late to be told to go back
+            starting.rules = list(policy.rules)
+
+    starting = Kernel(policy)
+    policy.followers.add(Late(policy, refuses=True))
+    with pytest.raises(HostError, match="no recorder"):
+        policy.add_rule(rule("allow", "a"))
+    assert starting.rules == []
+
+
 def test_who_cannot_be_told_back_is_named() -> None:
     policy = Policy("p")
 

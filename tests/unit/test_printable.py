@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agentos.cli.logs import Printer
 from agentos.cli.output import Column, age, cell_width, cut, say, table
-from agentos.cli.printable import printable
 from agentos.logfile import STDOUT, Record
+from agentos.printable import printable
 
 SHOWN = [
     ("plain", "plain"),
