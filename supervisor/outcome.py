@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from agentos import errors
 from agentos.errors import AgentFailed, AgentTimeoutError
-from agentos.signals import describe_exit
+from agentos.signals import describe_exit, signal_name
 from agentos.supervisor.agents import Agent
 
 PARENT_ENDED: Final = "parent ended"
@@ -30,7 +30,8 @@ def outcome(agent: Agent) -> bytes:
         return agent.result
     if agent.ended_by == "policy":
         last = f"{agent.name} was ended by its policy"
-        raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation="signal")
+        sent = signal_name(agent.exit_signal) if agent.exit_signal else None
+        raise errors.PolicyViolationError("execute", agent.name, reason=last, on_violation=sent)
     if agent.spawn_error is not None or agent.start_error:
         raise AgentFailed(f"{agent.name} could not be started: {agent.why_not_started}{over}", agent_id=agent.id)
     if agent.exit_code is None and agent.exit_signal is None:
@@ -53,4 +54,5 @@ def violation(fields: Mapping[str, Any]) -> errors.PolicyViolationError:
         rule=fields.get("rule") if isinstance(fields.get("rule"), int) else None,
         rule_name=str(fields["rule_name"]) if fields.get("rule_name") else None,
         event_id=str(fields["event_id"]) if fields.get("event_id") else None,
+        on_violation=str(fields["on_violation"]) if fields.get("on_violation") else None,
     )  # fmt: skip

@@ -12,7 +12,7 @@ _SHOWN_CHARS_MAX: Final = 100  # of a word that the agent chose
 # All that an agent may say of a child. The rest of what starts an agent is the host program's to choose.
 _OF_A_CHILD: Final = frozenset({
     "name", "target", "permissions", "rate_limit", "priority", "args", "kwargs", "restrictions", "timeout_s",
-    "restart",    "parent_id", "inherit_permissions", "context",
+    "restart", "parent_id", "inherit_permissions", "context",
 })  # fmt: skip
 
 

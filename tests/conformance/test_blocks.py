@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,81 @@ print(asyncio.run(kernel.execute(coordinator, ["a", "b"])))
 """,
         ["[{'task': 'a', 'status': 'complete'}, {'task': 'b', 'status': 'complete'}]"],
     ),
+    "send": Around(
+        """
+import time
+from agent_os import KernelSpace, SignalDispatcher
+
+kernel = KernelSpace(policy="strict")
+
+class Named(SignalDispatcher):
+    async def send(self, agent_id, signal):
+        delivered = await super().send({"agent_123": real_id}[agent_id], signal)
+        print(agent_id, signal.name, delivered, kernel.get_agent_status(real_id).state)
+        return delivered
+
+@kernel.register
+def forever():
+    while True:
+        time.sleep(0.01)
+
+dispatcher = Named(kernel)
+real_id = await kernel.spawn(forever)
+""",
+        """
+from agent_os import AgentFailed
+try:
+    await kernel.get_agent(real_id).wait()
+except AgentFailed as failed:
+    print(failed.signal)
+""",
+        [
+            "agent_123 SIGSTOP True stopped", "agent_123 SIGCONT True running", "agent_123 SIGKILL True terminated",
+            "9",
+        ],
+    ),
+    "register handlers": Around(
+        """
+import asyncio
+import signal
+import agent_os
+from agent_os import AgentFailed, AgentSignal, FlightRecorder, KernelSpace, SignalDispatcher
+
+flight_recorder = FlightRecorder()
+kernel = KernelSpace(policy="strict", flight_recorder=flight_recorder)
+dispatcher = SignalDispatcher(kernel)
+
+@kernel.register
+async def worker():
+    signal.signal(signal.SIGUSR1, lambda *_: agent_os.save_state({"step": 2}))
+    agent_os.on_cleanup(lambda: agent_os.save_state({"step": 3}))
+    agent_os.save_state({"step": 1})
+    await asyncio.sleep(60)
+""",
+        """
+async def main():
+    agent = kernel.get_agent(await kernel.spawn(worker))
+    while await agent.get_state() is None:
+        await asyncio.sleep(0.01)
+    print(await dispatcher.send(agent.id, AgentSignal.SIGUSR1))  # the handler runs before the agent hears of it
+    (dump,) = await flight_recorder.query(event_type="state_dump")
+    print(dump["agent_id"] == agent.id, dump["data"]["state"])
+    while await agent.get_state() != {"step": 2}:
+        await asyncio.sleep(0.01)
+    print(await dispatcher.send(agent.id, AgentSignal.SIGTERM))
+    try:
+        await agent.wait()
+    except AgentFailed as failed:
+        print(failed.signal)
+    print(await agent.get_state())
+    asked = await flight_recorder.query(event_type="agent_asked", newest_first=False)
+    print(*[one["data"]["what"] for one in asked if one["data"]["what"] != "get_state"])
+    print(await flight_recorder.query(event_type="signal_handler_failed"))
+
+asyncio.run(main())
+""",
+        ["True", "True {'step': 1}", "True", "15", "{'step': 3}", "cleanup save_state", "[]"],
+    ),
     "the enum": Around(
         """
 from enum import Enum
@@ -77,79 +153,24 @@ print(*[one.name for one in agent_os.AgentSignal if not one.catchable])
 """,
         ["True", "SIGKILL SIGSTOP"],
     ),
-    "send": Around(
-        """
-import time
-import agent_os
-
-kernel = agent_os.KernelSpace(policy="permissive")
-
-@kernel.register
-def worker():
-    time.sleep(100)
-
-class Dispatcher(agent_os.SignalDispatcher):  # an id is Linux time and chance: the block names another
-    async def send(self, agent_id, signal):
-        delivered = await super().send(agent_id=started, signal=signal)
-        print(agent_id, signal.name, delivered, kernel.get_agent_status(started).state)
-
-started = await kernel.spawn(worker)
-dispatcher = Dispatcher(kernel)
-""",
-        "",
-        ["agent_123 SIGSTOP True stopped", "agent_123 SIGCONT True running", "agent_123 SIGKILL True terminated"],
-    ),
-    "register handlers": Around(
-        """
-import asyncio
-import signal as posix
-from pathlib import Path
-import agentos
-from agent_os import AgentSignal, FlightRecorder, KernelSpace, SignalDispatcher
-
-flight_recorder = FlightRecorder()
-kernel = KernelSpace(policy="permissive", flight_recorder=flight_recorder)
-dispatcher = SignalDispatcher(kernel)
-
-@kernel.register
-async def worker():
-    posix.signal(posix.SIGUSR1, posix.SIG_IGN)
-    agentos.on_cleanup(Path("cleaned").touch)
-    agentos.save_state({"step": 3})
-    await asyncio.sleep(100)
-""",
-        """
-async def main():
-    agent_id = await kernel.spawn(worker)
-    while await kernel.get_agent(agent_id).get_state() is None:
-        await asyncio.sleep(0.02)
-    print(await dispatcher.send(agent_id, AgentSignal.SIGUSR1))
-    print(*[event["data"]["state"] for event in await flight_recorder.query(event_type="state_dump")])
-    print(Path("cleaned").exists())
-    print(await kernel.send_signal(agent_id, AgentSignal.SIGTERM))
-    await kernel._call("wait", {"id": agent_id})
-    print(Path("cleaned").exists(), kernel.get_agent_status(agent_id).state)
-    print(await flight_recorder.query(event_type="signal_handler_failed"))
-
-asyncio.run(main())
-""",
-        ["True", "{'step': 3}", "False", "True", "True terminated", "[]"],
-    ),
     "pause and resume": Around(
         """
 import agentos
 import asyncio
+import os
 from pathlib import Path
 
 async def process_iteration(i):
     asyncio.sleep = quick  # in the agent
+    while i >= 10 and not os.path.exists("paused"):  # however slow the program beside it is
+        await quick(1)
     try:
         agentos.act("read", "data/progress")
     except agentos.PolicyViolationError:
         pass  # it counts as an action all the same
 
 async def quick(delay, real=asyncio.sleep):
-    await real(delay / 100)
+    await real(delay / 200)
 
 async def watched(delay, real=asyncio.sleep):
     if delay == 5:
@@ -160,6 +181,7 @@ async def watched(delay, real=asyncio.sleep):
         agent_id = kernel.current_agent_id
         pid = (await kernel._call("inspect", {"id": agent_id}))["pid"]
         before = kernel.get_agent_status(agent_id)
+        open("paused", "w").close()
         await real(0.3)
         letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         after = kernel.get_agent_status(agent_id)
@@ -177,6 +199,7 @@ print(kernel.get_agent_status(kernel.current_agent_id).actions_count >= 100)
         "",
         """
 import asyncio
+import time
 import agentos
 
 kernel = agentos.KernelSpace(policy=policy)
@@ -205,7 +228,10 @@ def caller():
 
 @kernel.register
 def intruder():
-    agentos.act("write", "data/phi/7")
+    try:
+        agentos.act("write", "data/phi/7")
+    except agentos.PolicyViolationError:
+        time.sleep(60)  # live on, as if nothing had happened
 
 for line in asyncio.run(kernel.execute(nurse)):
     print(line)
@@ -218,7 +244,8 @@ print(asyncio.run(kernel._call("inspect", {"id": kernel.current_agent_id}))["exi
 """,
         [
             "Allow reading non-sensitive data", "Allow reading non-sensitive data", "no: default_deny",
-            "no: default_deny", "no: default_deny", "allowed_by_rule", "no: default_deny", "[100, True]", "signal", "9",
+            "no: default_deny", "no: default_deny", "allowed_by_rule", "no: default_deny", "[100, True]", "SIGKILL",
+            "9",
         ],
     ),
     "patterns": Around(
@@ -296,7 +323,8 @@ class Program:
         self.process.kill()
         self.process.communicate()
         for pid in carriers(self.cookie):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def awaits_at_its_top(block: str) -> bool:

@@ -33,7 +33,7 @@ BY_USE: Final = {
     "policy.add_rule": "action, pattern=..., reason=None, on_violation=None, rate_limit=None",
     "Pattern": 'operation, resource, match_type="glob", conditions=None, exclude=None',
 }
-PROPERTIES: Final = ("current_agent_id",)
+PROPERTIES: Final = ("current_agent_id", "policy")
 
 # By the name in the reference: ours in the host program, and in an agent where it exists there, too.
 OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
@@ -47,7 +47,7 @@ OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "kernel.wait_all": (KernelSpace.wait_all, AgentKernel.wait_all),
     "kernel.is_stopped": (KernelSpace.is_stopped, AgentKernel.is_stopped),
     "kernel.wait_for_continue": (KernelSpace.wait_for_continue, AgentKernel.wait_for_continue),
-    "SignalDispatcher": (SignalDispatcher.__init__,),
+    "SignalDispatcher": (SignalDispatcher,),
     "dispatcher.send": (SignalDispatcher.send,),
     "dispatcher.register_handler": (SignalDispatcher.register_handler,),
     "Policy": (Policy,),

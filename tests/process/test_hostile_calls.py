@@ -36,6 +36,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"action": "allow", "pattern": {"operation": "*", "resource": "*"}},
     ],
     "take_rule_back": [{"before": "", "after": ""}],
+    "handlers": [{"signals": ["SIGTERM"]}, {"signals": []}],
     "detach": [{}],
     "shutdown": [{}],
     "result": [{"id": STRANGER}],
@@ -125,7 +126,10 @@ def test_every_call_of_the_kernel_has_a_row() -> None:
 
 def test_every_call_of_the_client_is_tried() -> None:
     public = {name for name in vars(AgentKernel) if not name.startswith("_")}
-    tried = {"send_signal", "get_agent_status", "get_agent", "wait_all", "add_module", "policy", "shutdown"}
+    tried = {
+        "send_signal", "signal_dispatcher", "get_agent_status", "get_agent", "wait_all", "add_module", "policy",
+        "shutdown",
+    }  # fmt: skip
     assert public == tried | HARMLESS
 
 
@@ -189,7 +193,8 @@ def test_what_the_client_offers_gives_nothing_either(place: Arena) -> None:
     assert said == dict.fromkeys(said, "NotPermitted")
     (attacker,) = {one.agent_id for one in place.events("agent_starting")} - started
     assert [one.data["resource"] for one in refusals(place, attacker)] == [
-        "spawn", "spawn", "spawn", "send_signal", "status", "status", "wait_all", "add_module", "policy", "shutdown",
+        "spawn", "spawn", "spawn", "send_signal", "send_signal", "status", "status", "wait_all", "add_module", "policy",
+        "shutdown",
     ]  # fmt: skip
 
 

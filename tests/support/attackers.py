@@ -338,6 +338,7 @@ def ask_politely(stranger: str) -> dict[str, str]:
         "no inheritance": lambda: asyncio.run(kernel.spawn(probe, inherit_permissions=False)),
         "another context": lambda: asyncio.run(kernel.execute(probe, context={"user_role": "admin"})),
         "send_signal": lambda: asyncio.run(kernel.send_signal(stranger, signal_)),
+        "signal_dispatcher": lambda: asyncio.run(kernel.signal_dispatcher.send(stranger, signal_)),
         "get_agent_status": lambda: kernel.get_agent_status(stranger),
         "get_agent": lambda: kernel.get_agent(stranger),
         "wait_all": lambda: asyncio.run(kernel.wait_all([stranger])),
