@@ -61,6 +61,11 @@ def die_with(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def outlive_parent() -> None:
+    """Undo `die_with`: whoever must end what is left when its parent is gone."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def close_all_but(keep: set[int]) -> None:
     """Close every descriptor except `keep`: a fork copies them all, and one held pipe end is an EOF never seen."""
     low = 0

@@ -18,8 +18,11 @@ from typing import Any, Final, NoReturn
 
 from agentos import wire
 from agentos.agent import entry  # noqa: F401 - imported here so that every agent is born with it
+from agentos.errors import AgentosError
+from agentos.faults import to_fault
 from agentos.recorder import writer
 from agentos.supervisor import kernel, linux, pipes, sentry, tree
+from agentos.supervisor.preload import preload
 
 ORPHAN_LIMIT_S: Final = 30.0
 ORPHANS_GO_S: Final = 0.5  # of ending orphans in one go: who asks for a fork waits meanwhile
@@ -34,6 +37,12 @@ def main(socket_fd: int, boot: dict[str, Any], lifeline: int) -> NoReturn:
     linux.set_subreaper()
     linux.set_dumpable(False)
     linux.set_name(linux.ZYGOTE_NAME)
+    try:
+        preload(boot.get("preload", ()))
+    except AgentosError as error:  # the host waits for Hello: it is told why there will be none
+        with contextlib.suppress(OSError):
+            os.write(socket_fd, wire.encode(to_fault(0, error)))
+        os._exit(1)
     zygote = Zygote(boot, lifeline)
     zygote.start_kernel(socket_fd)
     os.close(socket_fd)

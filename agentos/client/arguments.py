@@ -19,6 +19,7 @@ from agentos.arguments import (
     seconds,
     shown,
     whole_number,
+    words,
 )
 from agentos.client.dispatcher import SignalDispatcher
 from agentos.errors import BadRequest, nearest
@@ -33,6 +34,7 @@ __all__ = [
     "flight_recorder",
     "function",
     "level",
+    "modules",
     "policy",
     "registration",
     "restrictions",
@@ -71,6 +73,14 @@ def level(value: Any) -> str | None:
         hint = nearest(value, LEVELS) if isinstance(value, str) else ""
         raise BadRequest(f"require={shown(value)} is no level{hint}; known: {', '.join(LEVELS)}")
     return value  # type: ignore[no-any-return]
+
+
+def modules(value: Any) -> list[str]:
+    """Check names of modules as such; whether there are such modules is seen when the kernel starts."""
+    for name in words("preload", value, what := "module names, such as ['numpy']"):
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise BadRequest(f"preload={shown(value)} must be a list of {what}; {shown(name)} is no such name")
+    return list(value)
 
 
 def directory(where: str, value: Any) -> str | None:

@@ -53,8 +53,12 @@ class KernelSpace:
             decides, how agents change state and what signals it sends; and its own errors.
         require: the weakest level at which agents may run: none | hooks | syscalls | full.
         workspace: the directory that relative file rules speak of; default the current one at the first call.
+        preload: names of modules that agents are born with, found where this program imports from. They are imported
+            once, in the process that all agents are forked from, as trusted code: no policy decides what happens then.
+            Not for modules that start threads or processes when they are imported.
 
-    Raises BadRequest for a wrong argument; at the first call: PolicyLoadError, HostError, KernelUnavailable.
+    Raises BadRequest for a wrong argument; at the first call: PolicyLoadError, HostError, KernelUnavailable, and
+    BadRequest for a module of `preload` that cannot be had.
 
     """
 
@@ -73,6 +77,7 @@ class KernelSpace:
         *,
         require: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         self._policy = PolicyInUse(arguments.policy(policy))
         self._flight_recorder = arguments.flight_recorder(flight_recorder)
@@ -82,6 +87,7 @@ class KernelSpace:
         self._debug = bool(debug)
         self._require = arguments.level(require)
         self._workspace = arguments.directory("workspace", workspace)
+        self._preload = arguments.modules(preload)
         self._registry = Registry()
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
@@ -304,7 +310,7 @@ class KernelSpace:
     def _launch(self) -> Connection:
         with self._policy.starting() as kernel:
             start = partial(
-                start_kernel, **kernel.words, workspace=self._workspace, debug=self._debug,
+                start_kernel, **kernel.words, workspace=self._workspace, debug=self._debug, preload=self._preload,
                 slots=self._max_concurrent_agents, timeout_s=self._timeout_s,
             )  # fmt: skip
             if self._flight_recorder is None:

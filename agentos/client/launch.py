@@ -5,11 +5,11 @@ Used by KernelSpace and by `agentos run`; afterwards both speak over the same ki
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from agentos.identity import new_run_id
 from agentos.supervisor.guard import pack_boot
 
 START_LIMIT_S: Final = 60.0
+GIVE_UP_S: Final = 5.0  # for a run that did not start to end by itself
 SLOTS: Final = 100  # agents that run at once; the others are in line
 PROJECT_DIR: Final = Path(__file__).resolve().parent.parent.parent
 # -I: no PYTHON* variable and no current directory may decide what the guard imports
@@ -50,8 +51,9 @@ def start_kernel(
     keep_record: bool = True,
     slots: int = SLOTS,
     timeout_s: float | None = None,
+    preload: Sequence[str] = (),
 ) -> Started:
-    """Start a kernel and return the link to it. Raises PolicyLoadError, HostError or KernelUnavailable."""
+    """Start a kernel and return the link to it. Raises PolicyLoadError, BadRequest, HostError or KernelUnavailable."""
     run_id = new_run_id(SystemClock().wall_ns())
     run = runs.locate(run_id)
     if not keep_record:
@@ -66,7 +68,7 @@ def start_kernel(
         "policy": policy, "policy_text": policy_text, "policy_files": list(policy_files), "workspace": where,
         "cwd": os.getcwd(), "attached": attached, "debug": debug,
         "places": [str(runs.state_dir()), str(runs.runtime_dir())],  # of every run, not of this one alone
-        "slots": slots, "timeout_s": timeout_s,
+        "slots": slots, "timeout_s": timeout_s, "preload": list(preload),
         "sys_path": [path or os.getcwd() for path in _with_project(sys.path)],
         "env": dict(os.environ), "host_pid": os.getpid(),
     }  # fmt: skip
@@ -103,8 +105,11 @@ def _greet(ours: socket.socket, boot: dict[str, Any], run: runs.Run, guard: subp
 
 def _give_up(ours: socket.socket, guard: subprocess.Popen[bytes]) -> None:
     ours.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        guard.wait(timeout=5)
+    try:
+        guard.wait(timeout=GIVE_UP_S)
+    except subprocess.TimeoutExpired:
+        guard.kill()  # whatever hangs below it sees that, and ends
+        guard.wait()
 
 
 def _with_project(paths: list[str]) -> list[str]:

@@ -80,6 +80,7 @@ TOP_LOOPS = {
     "supervisor/repeating.py",  # which is left to the broker
     "supervisor/broker.py",  # a frame that we fail over is refused: its sender must not wait for ever
     "agentos/agent/entry.py",  # the agent's own function
+    "supervisor/preload.py",  # a module of the operator's: what it raises is what the host program is told
     "agentos/client/running.py",  # the host program's own functions: what they raise, the kernel must hear
 }
 
