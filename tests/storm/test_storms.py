@@ -30,6 +30,7 @@ SIGNALS = int(os.environ.get("AGENTOS_TEST_SIGNALS", "10000"))
 SEED = int(os.environ.get("AGENTOS_TEST_SEED", "0")) or random.randrange(1 << 32)
 BURST_MAX = 600
 REST_S = (0.06, 0.2)  # between two bursts: a state that was never told stays wrong, and is seen to
+TRIES = 20
 MEMBERS = {"alone": 1, "children": 4, "strays": 5}
 STOP, CONT = signal.SIGSTOP, signal.SIGCONT
 
@@ -120,7 +121,7 @@ def test_a_storm_ends_as_was_asked_last_and_no_lie_gets_old(tmp_path: Path, seed
         for samples in sampler.finish().values():
             assert lies(samples) == []
             assert len(samples) > 100
-            assert truth.share_in_time(samples) > 0.2
+            assert truth.seen_s(samples) > 0.5
             assert {one.shown for one in samples} == {True, False}
 
 
@@ -172,20 +173,27 @@ def test_a_command_that_is_not_carried_out_yet_is_not_shown_as_done(tmp_path: Pa
 
 
 def test_a_kernel_that_shows_what_was_asked_is_caught(tmp_path: Path) -> None:
-    with storm(tmp_path, PROMISES) as place:
-        samples = sampled(place, "alone", lambda: stop_while_the_sentry_is_held_up(place))
-        assert {one.shown for one in lies(samples)} == {True}  # in parts, where the sampler was late
+    assert stands_convicted(tmp_path, PROMISES, "alone", stop_while_the_sentry_is_held_up) == {True}
 
 
 def test_a_kernel_that_misses_what_its_sentry_says_is_caught(tmp_path: Path) -> None:
-    with storm(tmp_path, FORGETS) as place:
+    assert stands_convicted(tmp_path, FORGETS, "children", stop_and_rest) == {False}
 
-        def act() -> None:
-            place.send([("children", CONT), ("children", STOP)] * 20)
-            time.sleep(0.5)
 
-        samples = sampled(place, "children", act)
-        assert {one.shown for one in lies(samples)} == {False}
+def stop_and_rest(place: Storm) -> None:
+    place.send([("children", CONT), ("children", STOP)] * 20)
+    time.sleep(0.5)
+
+
+def stands_convicted(tmp_path: Path, fault: str, name: str, act: Callable[[Storm], None]) -> set[bool]:
+    """Return what a lying kernel was caught showing; the sampler may need some tries to be in time."""
+    with storm(tmp_path, fault) as place:
+        for _ in range(TRIES):
+            caught = lies(sampled(place, name, lambda: act(place)))
+            if caught:
+                return {one.shown for one in caught}
+            place.send([(name, CONT)])
+    return set()
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def samples_of(*looks: tuple[float, bool, bool], held_up_s: float = 0.0, every_s
     made, now_s = list[Sample](), 0.0
     for lasts_s, linux, shown in looks:
         for _ in range(round(lasts_s / every_s)):
-            held_so_far_s = held_up_s if len(made) > 60 else 0.0
+            held_so_far_s = held_up_s if now_s > 0.12 else 0.0
             made.append(Sample(now_s, linux, now_s, shown, now_s + 0.001, linux, now_s + 0.001, held_so_far_s))
             now_s += every_s
     return made
@@ -228,5 +236,10 @@ def test_a_change_in_between_is_a_new_disagreement() -> None:
 
 def test_a_sampler_that_was_late_claims_nothing_of_the_time_it_missed() -> None:
     assert lies(samples_of(AGREED, (0.2, True, False), every_s=0.02)) == []
-    assert truth.share_in_time(samples_of((0.2, True, True), every_s=0.02)) == 0
-    assert truth.share_in_time(samples_of((0.2, True, True))) == 1
+    assert truth.seen_s(samples_of((0.2, True, True), every_s=0.02)) == 0
+    assert truth.seen_s(samples_of((0.2, True, True))) == pytest.approx(0.2, abs=0.003)
+
+
+def test_a_few_looks_prove_nothing() -> None:
+    assert lies(samples_of(AGREED, (0.08, True, False), every_s=0.009)) == []
+    assert lies(samples_of(AGREED, (0.2, True, False), every_s=0.009)) != []

@@ -20,6 +20,7 @@ from agentos.supervisor import tree
 
 LIMIT_S = 0.05
 LATE_S = 0.01  # between two samples, or in one
+LOOKS_MIN = 12  # in a row: fewer may all have fallen into moments of a change, of which a storm has a thousand a second
 PAUSE_S_MAX = 0.001  # drawn anew each time: a sampler in step with what it watches sees one side of it only
 
 
@@ -62,7 +63,7 @@ def lies(samples: Sequence[Sample]) -> list[Lie]:
 
 
 def _judged(run: list[Sample], ended_by: Sample) -> list[Lie]:
-    if not run:
+    if len(run) < LOOKS_MIN:
         return []
     lasted_s = run[-1].asked_s - run[0].answered_s
     held_up_s = ended_by.held_up_s - run[0].held_up_s  # Linux adds it up when the waiting ends
@@ -73,11 +74,9 @@ def is_late(one: Sample, before: Sample) -> bool:
     return one.begin_s - before.end_s > LATE_S or one.end_s - one.begin_s > LATE_S
 
 
-def share_in_time(samples: Sequence[Sample]) -> float:
-    """Return for what share of all time from the first sample to the last the sampler was there."""
-    pairs = list(itertools.pairwise(samples))
-    seen_s = sum(one.end_s - before.end_s for before, one in pairs if not is_late(one, before))
-    return seen_s / max(1e-9, samples[-1].end_s - samples[0].end_s)
+def seen_s(samples: Sequence[Sample]) -> float:
+    """Return for how many seconds the sampler was there in time."""
+    return sum(one.end_s - before.end_s for before, one in itertools.pairwise(samples) if not is_late(one, before))
 
 
 class Sampler(threading.Thread):
