@@ -69,7 +69,15 @@ class Channel:
     def _new_poller(self) -> select.epoll:
         poller = select.epoll()
         poller.register(self._down.descriptor, select.EPOLLIN)
+        poller.register(self._up.descriptor, select.EPOLLET)  # not to wait for it: see `_check_up`
         return poller
+
+    def _check_up(self) -> None:
+        """Raise OSError unless the up pipe is still what it was: epoll(7) knows a file by its number and by itself.
+
+        As Pipe.check, which takes a microsecond more.
+        """
+        self._poller.modify(self._up.descriptor, select.EPOLLET)
 
     # --- actions ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +250,7 @@ class Channel:
             if self._broken:
                 raise KernelUnavailable(self._broken)
             try:
-                self._up.check()
+                self._check_up()
                 sent = os.write(self._up.descriptor, data)  # whole, when it fits PIPE_BUF
                 while sent < len(data):
                     sent += os.write(self._up.descriptor, data[sent : sent + READ_BYTES])
