@@ -13,7 +13,7 @@ import struct
 from typing import Final, Self
 
 HOLE: Final = 2**64 - 1
-_MARK: Final = b"\xcf" + HOLE.to_bytes(8)
+_HOLE: Final = HOLE.to_bytes(8)
 _eight_bytes: Final = struct.Struct(">Q").pack
 
 
@@ -29,10 +29,8 @@ class Mould:
     @classmethod
     def of(cls, data: bytes, holes: int) -> Self | None:
         """Return the mould of a packed message with that many holes; None when something else in it looks like one."""
-        pieces = data.split(_MARK)
-        if len(pieces) != holes + 1:
-            return None
-        return cls([*(piece + _MARK[:1] for piece in pieces[:-1]), pieces[-1]])
+        pieces = data.split(_HOLE)
+        return cls(pieces) if len(pieces) == holes + 1 else None
 
     def cast(self, *numbers: int) -> bytes:
         """Return the message with these numbers in its holes, in order; each from 0 to 2**64 - 1."""

@@ -206,7 +206,7 @@ class Broker:
 
     def _respond(self, agent: Agent, verdict: wire.Verdict) -> None:
         if agent.verdicts is not None:
-            agent.verdicts.write(wire.encode(verdict))
+            agent.verdicts.write(wire.encode_plain(verdict))
 
     def note(self, agent: Agent, event_type: str, data: dict[str, Any], **fields: Any) -> None:
         """Record something that already happened to this agent."""

@@ -27,6 +27,7 @@ class Repeating:
         """Do what follows from an action whose bytes are those of an allowed one; False when `data` is not that."""
         act_id, rest = wire.split_act(data)
         repeat = agent.repeats.find(rest)
+        agent.repeats.missed = rest  # if it is: the long way decodes and decides this very action next
         try:
             if repeat is None or agent.policy.settled(repeat.action, cwd=repeat.cwd) is not repeat.decision:
                 return False
@@ -53,19 +54,17 @@ class Repeating:
 
     def _prepare(self, agent: Agent, act: wire.Act, action: Action, decision: Decision) -> Repeat | None:
         """Return what this action and all like it need, if they are allowed at once and no moment can change that."""
-        cwd = act.cwd or agent.cwd
-        if decision.effect != "allow" or decision.durable or act.id < 0:
+        if not decision.cacheable or act.id < 0:
             return None
-        if agent.policy.settled(action, cwd=cwd) is not decision:
-            return None
-        record, respond = decide.react(act._replace(id=HOLE), decision, agent.level, agent.context)
+        record, respond = decide.react(act, decision, agent.level, agent.context)
         assert isinstance(record, decide.Record)
         assert isinstance(respond, decide.Respond)
+        record.data["action_id"] = HOLE
         who = agent.id, agent.name, agent.execution_id
         event = self._recording.mould(record.event_type, record.severity, who, record.data)
         frame = verdict_mould(respond.verdict)
         if event is None or frame is None:
             return None
-        repeat = Repeat(action, cwd, decision, event, frame)
-        agent.repeats.keep(act, repeat)
+        repeat = Repeat(action, act.cwd or agent.cwd, decision, event, frame)
+        agent.repeats.keep(repeat)
         return repeat

@@ -28,22 +28,22 @@ class Repeat(NamedTuple):
 class Repeats:
     """Of one agent, by the bytes of the action behind its id: those of most actions are those of a former one."""
 
-    __slots__ = ("_known", "find")
+    __slots__ = ("_known", "find", "missed")
 
     def __init__(self) -> None:
         self._known: dict[bytes, Repeat] = {}
         self.find = self._known.get
+        self.missed = b""  # the bytes of the action under way behind its id, where it came alone and whole
 
-    def keep(self, act: wire.Act, repeat: Repeat) -> None:
-        """Have `find` find it from now on, unless the names are too long for that."""
-        found = wire.split_act(wire.encode_plain(act))
-        if found is None or len(found[1]) > ACTION_BYTES_MAX:
+    def keep(self, repeat: Repeat) -> None:
+        """Have `find` find it by the bytes that were missed, unless these are too many for that."""
+        if not 0 < len(self.missed) <= ACTION_BYTES_MAX:
             return
         if len(self._known) >= KEPT_MAX:
             self._known.clear()
-        self._known[found[1]] = repeat
+        self._known[self.missed] = repeat
 
 
 def verdict_mould(verdict: wire.Verdict) -> Mould | None:
     """Return the mould of a verdict's frame, whose holes are its id and its seq."""
-    return Mould.of(wire.encode(verdict._replace(id=HOLE, seq=HOLE)), 2)
+    return Mould.of(wire.encode_plain(verdict._replace(id=HOLE, seq=HOLE)), 2)

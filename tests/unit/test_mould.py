@@ -28,4 +28,5 @@ def test_what_is_cast_is_what_would_be_packed(before: Any, between: Any, after: 
 
 def test_another_number_that_looks_like_a_hole_makes_no_mould() -> None:
     assert Mould.of(msgpack.packb([HOLE, "x", 2**64 - 1]), 1) is None
+    assert Mould.of(msgpack.packb([HOLE, [-1] * 8]), 1) is None
     assert Mould.of(msgpack.packb(["x"]), 1) is None
