@@ -42,6 +42,7 @@ class Repeats:
         if len(self._known) >= KEPT_MAX:
             self._known.clear()
         self._known[self.missed] = repeat
+        self.missed = b""  # they are those of no other action
 
 
 def verdict_mould(verdict: wire.Verdict) -> Mould | None:

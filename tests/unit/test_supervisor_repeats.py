@@ -207,3 +207,31 @@ def test_bytes_of_a_known_action_inside_another_frame_are_no_action(tmp_path: Pa
         assert (bench.agent.result, bench.agent.actions) == (inner, 1)
 
     play(story, tmp_path)
+
+
+def test_no_action_is_taken_for_another_however_they_arrive(tmp_path: Path) -> None:
+    """A denied one, then an allowed one whose frame comes in two reads, or beside another: the former stays denied."""
+
+    async def story(bench: Bench) -> None:
+        bench.agent.policy = policy(parse_rule("deny", "read:data/secret"))
+        secret = ACT._replace(resource="data/secret")
+
+        async def is_denied(number: int) -> None:
+            bench.send(secret._replace(id=number))
+            await until(lambda: bench.agent.actions == number)
+            bench.recording.acknowledged(bench.recording.last_seq)
+            (verdict,) = await bench.verdicts(1)
+            assert (verdict.id, verdict.effect) == (number, "deny")
+
+        await is_denied(1)
+        data = wire.encode(ACT._replace(id=2))
+        os.write(bench.up, data[:9])
+        await until(lambda: unfinished(bench) > 0)
+        os.write(bench.up, data[9:])
+        assert [verdict.effect for verdict in await bench.verdicts(1)] == ["allow"]
+        await is_denied(3)
+        bench.send(ACT._replace(id=4, resource="data/y"), ACT._replace(id=5, resource="data/z"))
+        assert [verdict.effect for verdict in await bench.verdicts(2)] == ["allow"] * 2
+        await is_denied(6)
+
+    play(story, tmp_path)
