@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agentos.errors import AgentTimeoutError as AgentTimeoutError
     from agentos.errors import PolicyViolationError as PolicyViolationError
     from agentos.errors import RateLimitedError as RateLimitedError
+    from agentos.errors import ResultWithheld as ResultWithheld
     from agentos.errors import SignalQueueFull as SignalQueueFull
     from agentos.policies import Pattern as Pattern
     from agentos.policies import Policy as Policy
@@ -46,6 +47,7 @@ _HOMES = {
     "AgentTimeoutError": "agentos.errors",
     "PolicyViolationError": "agentos.errors",
     "RateLimitedError": "agentos.errors",
+    "ResultWithheld": "agentos.errors",
     "SignalQueueFull": "agentos.errors",
     "Pattern": "agentos.policies",
     "Policy": "agentos.policies",

@@ -244,6 +244,15 @@ class AgentFailed(PeerError):
         self.remote_traceback = remote_traceback
 
 
+class ResultWithheld(AgentFailed):
+    """The agent returned a result that a module of the host program did not verify: nobody is given it."""
+
+    def __init__(self, name: str, *, agent_id: str, module: str, reason: str) -> None:
+        super().__init__(f"the result of {name} is withheld by {module}: {reason}", agent_id=agent_id, exit_code=0)
+        self.module = module
+        self.reason = reason
+
+
 class AgentTimeoutError(PeerError, TimeoutError):
     """The agent ran longer than its time-out (time while stopped does not count)."""
 

@@ -165,7 +165,7 @@ class Notice(NamedTuple):
 
 
 class Callback(NamedTuple):
-    """Kernel → host program: run the signal handlers there. Answered by Returned; `limit_s` in params is how soon."""
+    """Kernel → host program: run handlers or a module there. Answered by Returned; `limit_s` in params is how soon."""
 
     id: int
     name: str

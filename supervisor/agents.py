@@ -109,6 +109,7 @@ class Agent:
     result: bytes | None = None
     collected: bool = False  # somebody was given the result
     result_dropped: bool = False
+    verification: asyncio.Task[Any] | None = None  # of its result, by modules of the host program
     raised: wire.Raised | None = None
     saved_state: bytes | None = None
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentos import wire
-from agentos.errors import ProtocolError
+from agentos.errors import HostError, ProtocolError
+from agentos.supervisor.outbox import Outbox
 
 PENDING_MAX: Final = 4_096  # as many as agents may live: each has one signal heard, or one result verified, at a time
 ERROR_CHARS_MAX: Final = 500  # of what the host says went wrong: it goes on record and into error texts
@@ -46,31 +47,36 @@ class Callbacks:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._ids = itertools.count(1)
-        self._send: Callable[[Any], None] | None = None
+        self._outbox: Outbox | None = None
         self._pending: dict[int, asyncio.Future[Told]] = {}
 
-    def adopt(self, send: Callable[[Any], None]) -> None:
-        """From here on there is a host program; `send` writes it a frame."""
-        self._send = send
+    def adopt(self, outbox: Outbox) -> None:
+        """From here on there is a host program, which reads what is written to `outbox`."""
+        self._outbox = outbox
 
     def leave(self) -> None:
         """The host program is gone, or answers for its agents no more: nobody waits for it any longer."""
-        self._send = None
+        self._outbox = None
         for future in self._pending.values():
             _settle(future, Told(failure=NO_HOST, text="the host program is gone"))
 
     async def ask(self, name: str, params: dict[str, Any], limit_s: float) -> Told:
         """Have the host program run what it has under `name`, and wait at most `limit_s`."""
-        if self._send is None:
+        outbox = self._outbox
+        if outbox is None:
             return await nobody()
         if len(self._pending) >= PENDING_MAX:
             return Told(failure=UNSENT, text=f"{PENDING_MAX} call-backs wait for the host program already")
         number = next(self._ids)
-        future = self._pending[number] = self._loop.create_future()
+        future: asyncio.Future[Told] = self._loop.create_future()
+        self._pending[number] = future
         try:
-            self._send(wire.Callback(number, name, {**params, "limit_s": limit_s}))
-            return await asyncio.wait_for(future, limit_s)
-        except ProtocolError as error:
+            data = wire.encode(wire.Callback(number, name, {**params, "limit_s": limit_s}))
+            async with asyncio.timeout(limit_s):
+                await outbox.turn(len(data))
+                outbox.write(data)
+                return await future
+        except (ProtocolError, HostError) as error:
             return Told(failure=UNSENT, text=str(error)[:ERROR_CHARS_MAX])
         except TimeoutError:
             return Told(failure=LATE, text=f"no answer within {limit_s:g} s")

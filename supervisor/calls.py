@@ -27,9 +27,9 @@ from agentos.supervisor import linux
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.hearings import parse_signals, parse_within
 from agentos.supervisor.lineage import last_life, latest
-from agentos.supervisor.outcome import outcome
 from agentos.supervisor.overreach import overreach
 from agentos.supervisor.requests import NO_ARGS, Params, Request, check_params, parse_request
+from agentos.supervisor.verification import parse_modules
 
 if TYPE_CHECKING:
     from agentos.supervisor.kernel import Kernel
@@ -214,6 +214,10 @@ class Calls:
         """Have these signals, and no others, heard by the host program before they are delivered."""
         self._kernel.endings.hearings.hear(parse_signals(params["signals"]))
 
+    async def modules(self, _: Caller, params: Params) -> None:
+        """Have results verified by these modules of the host program, and no others, before they are released."""
+        self._kernel.verification.use(parse_modules(params["modules"]))
+
     async def stop(self, caller: Caller, params: Params) -> dict[str, Any]:
         agent = self._agent(caller, params)
         await self._kernel.endings.stop(latest(agent), params.get("grace_s"), caller.who)
@@ -241,22 +245,22 @@ class Calls:
 
     async def result(self, caller: Caller, params: Params) -> bytes:
         """Wait for the end of a Python agent and return its packed result. Raises how else it ended."""
-        return outcome(await last_life(self._agent(caller, params)))
+        return await self._kernel.verification.released(await last_life(self._agent(caller, params)))
 
     async def wait_all(self, caller: Caller, params: Params) -> list[bytes]:
         """Wait until all of `ids` ended; their packed results in order, else every failure at once."""
         agents = [self._agent(caller, {"id": one}, "wait_all") for one in params["ids"]]
         async with self._blocked(caller.agent):
             agents = [await last_life(agent) for agent in agents]
-        results, failures = [], []
-        for agent in agents:
-            try:
-                results.append(outcome(agent))
-            except AgentosError as error:
-                failures.append(error)
+            released = self._kernel.verification.released
+            results = await asyncio.gather(*(released(agent) for agent in agents), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, AgentosError):
+                raise result
+        failures = [result for result in results if isinstance(result, AgentosError)]
         if failures:
             raise SeveralFailed(failures)
-        return results
+        return [result for result in results if isinstance(result, bytes)]
 
     @contextlib.asynccontextmanager
     async def _blocked(self, agent: Agent | None) -> AsyncIterator[None]:
@@ -368,6 +372,7 @@ METHODS: Final[dict[str, tuple[Method, frozenset[str]]]] = {
     "result": (Calls.result, _HOST),
     "log": (Calls.log, _HOST),
     "handlers": (Calls.handlers, _HOST),
+    "modules": (Calls.modules, _HOST),
     "ps": (Calls.ps, _ANYONE),
     "inspect": (Calls.inspect, _ANYONE),
     "follow": (Calls.follow, _ANYONE),

@@ -67,7 +67,7 @@ class Hearings:
         if signal not in self._heard or heard_already or agent.ended:
             return ""
         params = {
-            "agent_id": agent.id, "signal": signal.value, "line": self._line(agent),
+            "agent_id": agent.id, "signal": signal.value, "line": self.line(agent),
             "within": [list(each) for each in within],
         }  # fmt: skip
         told = await self.ask("signal", params, HANDLER_LIMIT_S)
@@ -81,7 +81,7 @@ class Hearings:
         self.note(agent, "signal_vetoed", {**data, "handler": handler}, severity="warning", durable=True)
         return f"vetoed by the handler {handler} of the host program"
 
-    def _line(self, agent: Agent) -> list[str]:
+    def line(self, agent: Agent) -> list[str]:
         """Return the id of the agent, of its lives before and of those above it."""
         line = [agent.id]
         seen: Agent | None = agent

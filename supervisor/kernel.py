@@ -53,6 +53,7 @@ from agentos.supervisor.starting import Starting, raise_descriptor_limit
 from agentos.supervisor.tasks import Tasks
 from agentos.supervisor.trace import Trace
 from agentos.supervisor.traced import TracedBroker, header
+from agentos.supervisor.verification import Verification
 from agentos.supervisor.zygote_link import ZygoteLink
 
 LOCK_TRIES: Final = 100
@@ -79,7 +80,7 @@ async def _run(loop: asyncio.AbstractEventLoop, boot: dict[str, Any], host_fd: i
         named = error if isinstance(error, AgentosError) else HostError(f"the kernel cannot start: {error}")
         sock.sendall(wire.encode(to_fault(0, named)))
         return
-    kernel.callbacks.adopt(kernel.control.adopt_host(sock.detach()).send)
+    kernel.callbacks.adopt(kernel.control.adopt_host(sock.detach()).outbox)
     await kernel.finished.wait()
 
 
@@ -118,7 +119,9 @@ class Kernel:
         )  # fmt: skip
         self.endings.broker = self.broker
         self.queries = Queries(loop, self.broker)
-        self.endings.hearings.ask, self.endings.hearings.note = self.callbacks.ask, self.broker.note
+        self.verification = Verification(loop, self.endings.hearings.line)
+        for asking in (self.endings.hearings, self.verification):
+            asking.ask, asking.note = self.callbacks.ask, self.broker.note
         self.quota = Quota()
         self.slots = Slots(loop, boot["slots"])
         self.starting = Starting(

@@ -36,12 +36,13 @@ _TAKES: Final[dict[str, tuple[type, ...]]] = {  # what a call may hold under eac
     "env_passed": (list,), "context": (dict,), "cwd": (str,), "workspace": (str,), "require": (str,),
     "priority": (int,), "rate_limit": (int,), "what": (str,), "restart": (str,),
     "rule": (dict,), "before": (str,), "after": (str,), "signals": (list,), "within": (list,),
+    "modules": (list,),
 }  # fmt: skip
 _OF_WORDS: Final = ("ids", "permissions", "restrictions", "allow", "deny", "env_passed")
 _ONE_OF_FEW: Final = ("signal", "scope", "state", "require", "what", "restart")
 _NEEDED: Final = {
     "wait_all": "ids", "signal": "signal", "send_signal": "signal", "register": "name", "query": "what",
-    "add_rule": "rule", "handlers": "signals",
+    "add_rule": "rule", "handlers": "signals", "modules": "modules",
 }  # fmt: skip
 _NAMES: Final = {str: "text", int: "a number", float: "a number", bytes: "packed bytes", list: "a list", dict: "a map"}
 

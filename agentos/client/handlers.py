@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from agentos import wire
 from agentos.agent.calls import place_of
 from agentos.client import running
 from agentos.errors import KernelUnavailable
@@ -111,10 +110,3 @@ async def _ask_all(
         if said is False:
             return {"veto": True, "handler": name, "failures": failures[:FAILURES_MAX]}
     return {"veto": False, "failures": failures[:FAILURES_MAX]}
-
-
-def answer(desk: SignalDesk, connection: Connection, frame: wire.Callback) -> None:
-    """Have what the kernel asked run and answered. For the thread that reads: it hands over and goes on."""
-    home = connection.homes.find(frame.params["line"])
-    limit_s = float(frame.params["limit_s"])
-    running.run(desk.work(frame.params), home, limit_s, lambda *came: connection.give_back(frame, *came))

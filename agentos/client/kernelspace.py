@@ -17,12 +17,13 @@ from typing import Any, Self, TypeVar, overload
 
 from agentos import errors, wire
 from agentos.agent.calls import agent_kernel, arrive
-from agentos.client import arguments, handlers
+from agentos.client import arguments, running
 from agentos.client.connection import Connection
 from agentos.client.dispatcher import SignalDispatcher
 from agentos.client.handle import AgentHandle
 from agentos.client.handlers import SignalDesk
 from agentos.client.launch import SLOTS, start_kernel
+from agentos.client.modules import Modules, ResultVerifier
 from agentos.client.policy_in_use import PolicyInUse
 from agentos.client.registry import Registration, Registry
 from agentos.policies import Policy
@@ -94,6 +95,7 @@ class KernelSpace:
         self._starting = threading.Lock()
         self._desk = SignalDesk(self._connected)
         self._dispatcher.bind(self._desk)
+        self._modules = Modules()
 
     # What help(), a prompt and a notebook show: __new__, which any arguments must pass in an agent, says nothing.
     __signature__ = inspect.Signature(list(inspect.signature(__init__).parameters.values())[1:])
@@ -259,6 +261,16 @@ class KernelSpace:
         if self.is_stopped():
             await self._call("wait", {"id": self.current_agent_id, "state": "running"})
 
+    def add_module(self, module: ResultVerifier) -> None:
+        """Have `module.verify_result(agent_id, name, result)` see every result of an agent before anybody is given it.
+
+        Modules are asked in the order in which they were added. Where one does not agree, raises, takes longer than
+        its `timeout` (30 s), or is gone with the host program, the result is withheld: who waits for it gets
+        ResultWithheld.
+        Raises BadRequest for what has no such method, or was added already.
+        """
+        self._modules.add(module)
+
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -303,7 +315,8 @@ class KernelSpace:
             if self._connection is None or self._connection.lost:
                 self._registry.forget_told()
                 connection = self._launch()
-                self._desk.tell(connection)  # before any call, so that no signal passes unheard
+                self._desk.tell(connection)  # before any call, so that no signal passes unheard, and no result unseen
+                self._modules.tell(connection)
                 self._connection = connection
             return self._connection
 
@@ -322,4 +335,7 @@ class KernelSpace:
             return kernel.connection
 
     def _on_callback(self, connection: Connection, frame: wire.Callback) -> None:
-        handlers.answer(self._desk, connection, frame)
+        """Have run what the kernel asks for. In the thread that reads: it hands over and goes on."""
+        makers = {"signal": self._desk.work, "verify": self._modules.work}
+        home, limit_s = connection.homes.find(frame.params["line"]), float(frame.params["limit_s"])
+        running.run(makers[frame.name](frame.params), home, limit_s, partial(connection.give_back, frame))

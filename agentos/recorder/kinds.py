@@ -39,6 +39,8 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "policy_violation": "an action was denied, or would have been where nothing is enforced",
         "policy_violation_repeated": "how often the same denial was repeated within a second",
         "protocol_error": "an agent sent what is no frame, or ended inside one",
+        "result_verified": "every module of the host program agreed to a result, which was then released",
+        "result_withheld": "a module did not, and nobody was given the result",
         "signal_sent": "a signal was commanded; recorded before it is delivered",
         "signal_confirmed": "what Linux says came of it",
         "signal_vetoed": "a handler of the host program kept a signal from its agent",

@@ -37,6 +37,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "take_rule_back": [{"before": "", "after": ""}],
     "handlers": [{"signals": ["SIGTERM"]}, {"signals": []}],
+    "modules": [{"modules": []}, {"modules": [["mine", 1.0]]}],
     "detach": [{}],
     "shutdown": [{}],
     "result": [{"id": STRANGER}],
