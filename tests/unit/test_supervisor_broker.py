@@ -13,7 +13,7 @@ import pytest
 from broker_bench import ACT, Bench, play, until
 
 from agentos import wire
-from agentos.policies import EffectivePolicy, Policy
+from agentos.policies import EffectivePolicy, Pattern, Policy
 from agentos.supervisor import decide, recording
 from agentos.supervisor.policy_source import parse_rule
 
@@ -183,5 +183,51 @@ def test_while_there_is_no_recorder_nobody_fills_the_disk_and_all_hear_why_they_
         assert (verdict.effect, verdict.reason) == ("deny", decide.RECORDER_UNAVAILABLE)
         assert bench.recording.lost > 100
         assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 100_000
+
+    play(story, tmp_path)
+
+
+def test_what_waits_for_its_record_is_answered_as_it_was_decided_and_the_next_by_the_new_policy(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        policy = Policy("p", runtime=False)
+        bench.agent.policy = EffectivePolicy(policy, workspace="/")
+        bench.send(ACT)
+        await until(lambda: len(bench.recorded("policy_violation")) == 1)
+        policy.add_rule("allow", Pattern("read", "*"))
+        bench.agent.policy.adopt(policy)
+        bench.send(ACT._replace(id=2))
+        (second,) = await bench.verdicts(1)
+        assert (second.id, second.effect) == (2, "allow")
+        bench.recording.acknowledged(bench.recording.last_seq)
+        (first,) = await bench.verdicts(1)
+        assert (first.id, first.effect) == (1, "deny")
+
+    play(story, tmp_path)
+
+
+def test_a_denial_by_another_policy_is_no_repetition(tmp_path: Path) -> None:
+    """Same action, same reason: but the record must not say that the old policy denied it."""
+
+    async def story(bench: Bench) -> None:
+        policy = Policy("p", runtime=False)
+        bench.agent.policy = EffectivePolicy(policy, workspace="/")
+        hashes = [policy.hash]
+        for number, repeats in ((1, 2), (10, 3)):
+            bench.send(ACT._replace(id=number))
+            await until(lambda number=number: bench.recording.last_seq > bench.recording.durable_seq)  # type: ignore[misc]
+            bench.recording.acknowledged(bench.recording.last_seq)
+            await bench.verdicts(1)
+            bench.send(*(ACT._replace(id=number + one) for one in range(1, repeats + 1)))
+            await bench.verdicts(repeats)
+            policy.add_rule("allow", Pattern("read", "other"))
+            bench.agent.policy.adopt(policy)
+            hashes.append(policy.hash)
+        bench.broker.flush_denials(bench.agent)
+        assert [event.data["policy_hash"] for event in bench.recorded("policy_violation")] == hashes[:2]
+        counted = bench.recorded("policy_violation_repeated")
+        assert [(event.data["policy_hash"], event.data["repeats"]) for event in counted] == [
+            (hashes[0], 2),
+            (hashes[1], 3),
+        ]
 
     play(story, tmp_path)
