@@ -7,7 +7,7 @@ What an action's moment decides (conditions, limits) is never cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
@@ -80,7 +80,7 @@ class EffectivePolicy:
         self._taken_away = verdict.taken_away(restrictions)
         self._agent_name = name
         self.link = self._link()
-        self._cached: Callable[[str, str, str | None, str | None], Prepared] = lru_cache(CACHE_ENTRIES)(self._prepare)
+        self._cached = lru_cache(CACHE_ENTRIES)(self._prepare)
 
     def adopt(self, policy: Policy) -> None:
         """Decide by `policy` from the next action on, its quota spent as it is; the parent has adopted it before."""
@@ -90,7 +90,7 @@ class EffectivePolicy:
 
     def forget(self) -> None:
         """Let go of what was worked out so far: nobody is going to ask soon. Decisions stay what they are."""
-        self._cached = lru_cache(CACHE_ENTRIES)(self._prepare)
+        self._cached.cache_clear()
 
     @property
     def hash(self) -> str:
