@@ -21,6 +21,8 @@ kernel = KernelSpace(policy="permissive", debug=sys.argv[1] == "debug")
 @kernel.register
 async def worker(argument, times):
     act("read", "db/1", token="CLAIM-7")
+    for _ in range(3):
+        act("read", "db/again")
     secret = "GLOBAL-7"
     try:
         open("/no/such/dir/x", "w")
@@ -65,6 +67,7 @@ def test_frames_decisions_transitions_and_signals_are_said_and_nothing_that_they
         "exited → terminated by Gone", "← Call spawn ", "← Call wait_all ", "← Call shutdown ",
     ):  # fmt: skip
         assert line in errors, (line, errors)
+    assert errors.count("allow read db/again: ") == 3  # what is decided again is said again
     for secret in ("CLAIM-7", "ARGUMENT-7", "RESULT-7", "GLOBAL-7", "ENVIRONMENT-7", "token"):
         assert secret not in errors
     for line in errors.splitlines():
