@@ -132,7 +132,8 @@ class Endings:
         if signal in (AgentSignal.SIGSTOP, AgentSignal.SIGCONT):
             agent.held = signal is AgentSignal.SIGSTOP
             agent.stops += agent.held
-            self._set_timer(agent)
+            for notify in list(agent.changed):  # the clocks
+                notify()
 
     def _tell(self, agent: Agent, frame: Any) -> None:
         if agent.to_sentry is not None:
@@ -163,15 +164,20 @@ class Endings:
 
     async def _within_running_time(self, agent: Agent, limit_s: float) -> None:
         """Wait for the end, at most `limit_s` of running time. Raises TimeoutError."""
-        clock = RunningTime(limit_s)
-        while not agent.gone.is_set():
-            now = self._loop.time()
-            (clock.pause if _is_held(agent) else clock.resume)(now)
-            left = clock.left_s(now)
-            if left <= _RESOLUTION_S:
-                raise TimeoutError
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(agent.gone.wait(), min(left, 0.1))
+        clock, changed = RunningTime(limit_s), asyncio.Event()
+        agent.changed.append(changed.set)
+        try:
+            while not agent.gone.is_set():
+                changed.clear()
+                now, held = self._loop.time(), _is_held(agent)
+                (clock.pause if held else clock.resume)(now)
+                left = clock.left_s(now)
+                if left <= _RESOLUTION_S:
+                    raise TimeoutError
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), None if held else left)
+        finally:
+            agent.changed.remove(changed.set)
 
     # --- time-out --------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from agentos import wire
@@ -20,6 +20,7 @@ from agentos.errors import HostError, RecorderUnavailable
 from agentos.supervisor.outbox import Outbox
 from agentos.supervisor.pipes import READ_BYTES
 from agentos.supervisor.recording import Recording
+from agentos.supervisor.tasks import Tasks
 from agentos.supervisor.zygote_link import ZygoteLink
 
 OPEN_LIMIT_S: Final = 30.0  # a database of an earlier crash may have a long write-ahead log to take in
@@ -43,7 +44,7 @@ class RecorderLink:
         self._decoder = wire.Decoder(wire.FROM_RECORDER)
         self._serving: asyncio.Future[None] = loop.create_future()
         self._ended = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(loop)
         self._died_early: dict[int, wire.Died] | None = None  # while a fork is under way: whoever died meanwhile
         self._pidfd = -1
         self._beats = 0  # since this recorder was started
@@ -60,7 +61,7 @@ class RecorderLink:
             raise RecorderUnavailable(
                 f"the recorder did not open {self._params['database']} within {OPEN_LIMIT_S:g} s"
             ) from None
-        self._spawn(self._watch())
+        self._tasks.start(self._watch())
 
     def on_died(self, frame: wire.Died) -> bool:
         """Take in the death of a process of ours; True when that was the recorder, which is then started again."""
@@ -74,7 +75,7 @@ class RecorderLink:
             pass  # its last words, and its end: epoll reports a reset socket as an error, which uvloop keeps to itself
         self._hang_up()
         if served and not self._stopping:
-            self._spawn(self._restart(frame))
+            self._tasks.start(self._restart(frame))
         return True
 
     async def stop(self) -> bool:
@@ -187,8 +188,3 @@ class RecorderLink:
         if self._pidfd >= 0:
             os.close(self._pidfd)
         self._sock, self._outbox, self._pidfd = None, None, -1
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)  # the loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)

@@ -265,9 +265,9 @@ class Starting:
         self.sentries.watch(agent, agent.from_sentry)
         if agent.up is not None:
             self._broker.watch_agent(agent, agent.up)
-            assert agent.calls is not None
-            agent.calls.write(words)
         await self._confirm(agent)
+        if agent.calls is not None:  # only now: nothing that it does is on record before its start
+            agent.calls.write(words)
         self._endings.watch_time(agent)
 
     def _unread(self, agent: Agent, why: str) -> None:

@@ -552,3 +552,20 @@ def test_functions_of_a_module_are_the_same_agents_on_both_sides(tmp_path: Path)
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["b may read write"]
+
+
+def test_nothing_that_an_agent_does_is_on_record_before_its_start(kernel: KernelSpace) -> None:
+    @kernel.register(permissions=["read"])
+    def hasty() -> None:
+        agentos.act("read", "data/x")
+
+    async def main() -> None:
+        await asyncio.gather(*(kernel.execute(hasty) for _ in range(20)))
+
+    asyncio.run(main())
+    story: dict[str, list[str]] = {}
+    for event in record(kernel):
+        story.setdefault(event.agent_id, []).append(event.event_type)
+    told = [kinds for kinds in story.values() if "action_allowed" in kinds]
+    assert len(told) == 20
+    assert [kinds for kinds in told if kinds.index("agent_started") > kinds.index("action_allowed")] == []

@@ -271,11 +271,17 @@ PLANTS: dict[Callable[[Patch], None], str] = {
 }
 
 
+def simulate_some(seeds: range) -> None:
+    """One world need not meet every corner."""
+    for seed in seeds:
+        simulate(seed, PLANTED_STEPS)
+
+
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
 def test_each_invariant_is_seen_to_fail(plant: Callable[[Patch], None], monkeypatch: Patch) -> None:
     plant(monkeypatch)
     with pytest.raises(Violated) as caught:
-        simulate(1, PLANTED_STEPS)
+        simulate_some(range(1, 6))
     assert caught.value.name == PLANTS[plant]
 
 
