@@ -25,6 +25,7 @@ from agentos.signals import AgentSignal, default_scope
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.hearings import Hearings, Within
+from agentos.supervisor.lineage import latest
 from agentos.supervisor.tasks import Tasks
 
 _ENDED: Final = "ended"  # what is said of a delivery whose agent ended before it was confirmed
@@ -69,6 +70,8 @@ class Endings:
             refusal = await self.hearings.before(agent, signal, data, within)
             if refusal:
                 return wire.Delivered(0, False, 0, "none", refusal)
+            if signal in _COMMANDS_THE_END:
+                agent = latest(agent)  # it may have ended while they were asked, and wait to be restarted
         agent.commanded = agent.commanded or (signal in _COMMANDS_THE_END and sender != "kernel")
         self.broker.note(agent, "signal_sent", data, durable=True)
         done = await self._deliver(agent, signal, where)

@@ -50,6 +50,7 @@ class Lives:
         """Nothing of the agent lives any more. What comes of it is decided when this returns."""
         if not self._starting.closed:  # else everybody is being ended
             for child in self._agents.children(agent):
+                child.commanded = True  # now: what has exited already may be gone before it can be asked to end
                 self._tasks.start(self._end_child(child))
         if agent.lineage is not None:
             self._follow(agent, agent.lineage)

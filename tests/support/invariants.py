@@ -255,7 +255,8 @@ class Books:
             if account.unanswered and account.agent.verdicts is not None:
                 self.fail("everybody hears", f"{account.agent.id} waits for {sorted(account.unanswered)[:5]}")
             parent = account.agent.parent_id
-            if parent is not None and parent not in self.accounts and not account.told_to_end:
+            spared = account.told_to_end or account.agent.held  # stopped in its grace, which stands still meanwhile
+            if parent is not None and parent not in self.accounts and not spared:
                 self.fail("children", f"{account.agent.id} lives, {parent} does not")
         waiting = [task for task in world.commands if not _waits_for_agents(task)]
         if waiting:
