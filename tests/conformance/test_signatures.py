@@ -20,13 +20,27 @@ import pytest
 from reference import blocks
 
 import agentos
-from agentos import AgentSignal, AgentStatus, FlightRecorder, KernelSpace, Pattern, Policy, SignalDispatcher, errors
+from agentos import (
+    AgentHandle,
+    AgentSignal,
+    AgentStatus,
+    FlightRecorder,
+    KernelSpace,
+    Pattern,
+    Policy,
+    SignalDispatcher,
+    errors,
+)
 from agentos.agent.calls import AgentKernel
 
 # What the reference shows by use alone: the names it uses, in its order. `...`: it says nothing of a default.
 BY_USE: Final = {
     "kernel.get_agent": "agent_id",
     "kernel.wait_all": "ids",
+    "kernel.add_module": "module",
+    "agent.cleanup": "",
+    "agent.save_state": "",
+    "agent.get_state": "",
     "dispatcher.send": "agent_id, signal",
     "dispatcher.register_handler": "signal",
     "kernel.is_stopped": "",
@@ -48,7 +62,11 @@ OURS: Final[dict[str, tuple[Callable[..., Any], ...]]] = {
     "kernel.wait_all": (KernelSpace.wait_all, AgentKernel.wait_all),
     "kernel.is_stopped": (KernelSpace.is_stopped, AgentKernel.is_stopped),
     "kernel.wait_for_continue": (KernelSpace.wait_for_continue, AgentKernel.wait_for_continue),
+    "kernel.add_module": (KernelSpace.add_module,),  # in an agent it is there, and refuses
     "SignalDispatcher": (SignalDispatcher,),
+    "agent.cleanup": (AgentHandle.cleanup,),
+    "agent.save_state": (AgentHandle.save_state,),
+    "agent.get_state": (AgentHandle.get_state,),
     "dispatcher.send": (SignalDispatcher.send,),
     "dispatcher.register_handler": (SignalDispatcher.register_handler,),
     "Policy": (Policy,),
@@ -160,7 +178,7 @@ def test_the_reference_is_read_as_it_stands() -> None:
 def test_every_signature_is_compared() -> None:
     assert set(OURS) == set(reference())
     text = "\n".join(blocks("run").values())
-    used = set(re.findall(r"\b((?:kernel|dispatcher|policy)\.\w+)\(", text))
+    used = set(re.findall(r"\b((?:kernel|dispatcher|policy|agent)\.\w+)\(", text))
     assert used <= set(OURS)
 
 
