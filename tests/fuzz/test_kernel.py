@@ -31,6 +31,7 @@ from agentos.supervisor.requests import _TAKES
 
 SHARE_S = SECONDS * 5 / 6
 AT_ONCE = 4
+AGENTS_WITHOUT_FAULTS_MAX = 40  # a quarter of them break the protocol in the end
 PS_LIMIT_S = 10.0
 BYSTANDER_LIMIT_S = 10.0  # loosely: the machine may have other things to do
 SETTLE_LIMIT_S = 90.0
@@ -195,7 +196,7 @@ def test_every_action_is_answered_once_and_is_on_record(
         wait_until(lambda: processes(place) == family, 30, "every process to be gone")
         wait_until(lambda: place.descriptors() <= descriptors, 30, "every descriptor to be closed")
         assert play.met["exact"] > 0
-        assert play.met["protocol faults"] > 0
+        assert play.met["protocol faults"] > 0 or play.met["agents"] < AGENTS_WITHOUT_FAULTS_MAX
 
 
 def phases(place: Arena) -> list[str]:
