@@ -134,10 +134,11 @@ class Round:
                 self.settle(agent_id, number, hindered, row)
 
     def settle(self, agent_id: str, number: int, hindered: bool, row: dict[str, Any]) -> None:
-        book = read_book(self.base / f"book-{number}")
+        path = self.base / f"book-{number}"
+        book = read_book(path)
         account = Account(book, self.place.events(agent_id=agent_id), hindered)
         found = account.complaints()
-        if not book.sent and row["exit_signal"] is None and not hindered:  # no signal came before it could ignore it
+        if not path.exists() and row["exit_signal"] is None and not hindered:  # nor did a signal come too early
             found.append("it kept no book")
         if found:
             how = f"agent {number}, ended_by={row['ended_by']!r}, broke={book.broke!r}, finished={book.finished}"

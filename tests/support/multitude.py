@@ -40,6 +40,7 @@ AGENTS_AT_ONCE: Final = 9
 ENDED_KEPT: Final = 20  # a kernel keeps more, and looks through all of them at each end
 LIMIT: Final = 5  # of rule `few`
 QUIET_S: Final = 200.0  # longer than anything may take that does not wait for an agent
+STOPS_LATE_S: Final = 20.0  # the recorder hangs for less
 QUIET_EVERY: Final = 5_000  # events
 POLICY: Final = f"""
 name: multitude
@@ -461,10 +462,10 @@ class Multitude:
 
     async def be_quiet(self) -> None:
         """Nothing new happens for so long that everything under way must be done."""
-        for life in list(self.lives.values()):
-            if life.stopped:
+        for pause_s in (STOPS_LATE_S, STOPS_LATE_S, QUIET_S):  # a STOP may still be on its way, behind its record
+            for life in list(self.lives.values()):
                 self.do(self.endings.send(life.agent, AgentSignal.SIGCONT, None, "host"))
-        await asyncio.sleep(QUIET_S)
+            await asyncio.sleep(pause_s)
         self.books.check_quiet(self)
 
     def close(self) -> None:
