@@ -24,14 +24,6 @@ from agentos.recorder.reader import RunReader
 DB = Pattern(operation="read", resource="db/*")
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AGENTOS_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @contextlib.contextmanager
 def kernel_with(policy: Any, **options: Any) -> Iterator[KernelSpace]:
     kernel = KernelSpace(policy=policy, **options)

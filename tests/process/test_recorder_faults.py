@@ -171,14 +171,6 @@ def test_a_stopped_recorder_is_woken_and_nothing_is_lost(tmp_path: Path) -> None
 # --- one writer ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AGENTOS_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_second_kernel_on_the_same_file_does_not_start_and_leaves_nothing_behind(home: Path) -> None:
     async def main() -> None:
         first = KernelSpace(flight_recorder=FlightRecorder("sqlite", "audit.db"))

@@ -21,14 +21,6 @@ from agentos.policies import Pattern, Policy
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AGENTOS_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def kernel(home: Path) -> Iterator[KernelSpace]:
     kernel = KernelSpace(policy="permissive")
     yield kernel

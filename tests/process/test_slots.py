@@ -16,14 +16,6 @@ from agentos import AgentSignal, KernelSpace, RateLimitedError
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("AGENTOS_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def kernel(home: Path) -> Iterator[KernelSpace]:
     kernel = KernelSpace(policy="permissive", max_concurrent_agents=2)
     yield kernel
