@@ -34,6 +34,7 @@ from agentos.supervisor.recording import Recording
 from agentos.supervisor.restarts import NEVER, parse_restart
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
+from agentos.supervisor.verification import Verification
 
 SLOTS: Final = 4
 AGENTS_AT_ONCE: Final = 9
@@ -236,7 +237,10 @@ class Multitude:
         self.ends = Lives(
             self.loop, self.agents, self.clock, self.broker, self.endings, starting, dice=self.dice.random
         )
-        kernel: Any = SimpleNamespace(agents=self.agents, slots=self.slots, broker=self.broker, endings=self.endings)
+        kernel: Any = SimpleNamespace(
+            agents=self.agents, slots=self.slots, broker=self.broker, endings=self.endings,
+            verification=Verification(self.loop, self.endings.hearings.line),
+        )  # fmt: skip
         self.calls = Calls(kernel)
         self.policy, self.quota = Policy.from_yaml(POLICY), Quota()
         self.commands: set[asyncio.Task[Any]] = set()
