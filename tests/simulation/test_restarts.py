@@ -161,6 +161,7 @@ def test_nobody_is_restarted_while_the_kernel_ends(world: World) -> None:
         assert loop.gone.is_set()
 
     world.run(story())
+    assert world.events("agent_failed") == []  # nobody was to be restarted
 
 
 def test_a_first_start_that_fails_is_the_callers_a_later_one_is_a_failure(world: World) -> None:
@@ -305,6 +306,21 @@ def test_children_are_ended_with_their_parent_down_to_the_last(world: World) -> 
         await world.endings.kill(stranger, "cli")
 
     world.run(story())
+
+
+def test_a_child_that_ends_in_the_same_moment_is_not_restarted(world: World) -> None:
+    async def story() -> None:
+        parent = await world.start("parent")
+        child = await world.start("child", Script(runs_s=5.0, code=1), parent=parent, restart="always")
+        await asyncio.sleep(1)
+        child.exit_code = 1
+        world.endings.finish(parent)  # Linux tells of both ends in one turn of the loop
+        world.endings.finish(child)
+        await asyncio.sleep(1)
+        assert world.agents.living() == []
+
+    world.run(story())
+    assert world.events("agent_restarting") == []
 
 
 def test_a_restarted_parent_meets_no_children_of_its_previous_life(world: World) -> None:
