@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from agentos import wire
+from agentos.frames import TAGS
 from agentos.shape import ITEMS_MAX
 
 if TYPE_CHECKING:  # agents import this module, too
@@ -26,7 +27,7 @@ ACCEPTS: Final[dict[str, frozenset[Any]]] = {
     name: accept for name, accept in vars(wire).items() if isinstance(accept, frozenset) and name.isupper()
     and not name.startswith("_")
 }  # fmt: skip
-KINDS: Final = sorted(wire._TAGS.values(), key=lambda cls: cls.__name__)
+KINDS: Final = sorted(TAGS.values(), key=lambda cls: cls.__name__)
 INTEGERS: Final = (
     0,
     1,
@@ -166,7 +167,7 @@ def confuse(dice: random.Random, data: bytes) -> bytes:
         case 2:
             del fields[index]
         case 3:
-            fields[0] = dice.choice(sorted(wire._TAGS))
+            fields[0] = dice.choice(sorted(TAGS))
         case _:
             fields[index] = {"k": strange} if isinstance(fields[index], dict) else [strange]
     return framed(msgpack.packb(fields if dice.random() < 0.95 else {"k": fields}, use_bin_type=True))

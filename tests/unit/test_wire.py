@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from agentos import wire
 from agentos.errors import ProtocolError
+from agentos.frames import TAGS
 
-EVERY_KIND = frozenset(wire._TAGS.values())
+EVERY_KIND = frozenset(TAGS.values())
 ACT = wire.Act(7, "read", "data/x", None, ["git", "log"], "/w", {"cost": 1.5}, "sdk")
 
 
