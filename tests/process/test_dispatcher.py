@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from world import HERE, directories, wait_until
 
-from agentos import AgentSignal, KernelSpace, SignalDispatcher
-from agentos.errors import AgentFailed
+from agentos import AgentSignal, KernelSpace, Pattern, Policy, PolicyViolationError, SignalDispatcher, act
+from agentos.errors import AgentFailed, SignalQueueFull
 from agentos.recorder.event import AuditEvent
 from agentos.recorder.query import Query
 from agentos.recorder.reader import RunReader
@@ -350,6 +350,61 @@ def test_a_loop_that_ended_hears_no_more_and_a_thread_of_ours_does(kernel: Kerne
     hang.set()
     wait_until(lambda: got(path) == ["SIGUSR2"])
     assert [event.data["reason"] for event in events(kernel, "signal_handler_failed")] == ["late"]
+
+
+def test_in_order_means_one_at_a_time_from_all_threads_and_a_rule_s_signal_is_heard_too(
+    kernel: KernelSpace, home: Path
+) -> None:
+    """Deliveries are begun when the one before is confirmed; what a rule sends on a violation can be vetoed as well."""
+    dispatcher = SignalDispatcher(kernel, queue_size=4, async_delivery=False)
+    at_once: list[int] = []
+    running: list[str] = []
+
+    @kernel.signal_dispatcher.register_handler(USR1)
+    async def count(agent_id: str, number: AgentSignal) -> None:
+        running.append(agent_id)
+        at_once.append(len(running))
+        await asyncio.sleep(0.05)
+        running.remove(agent_id)
+
+    @dispatcher.register_handler(TERM)
+    def spare(agent_id: str, number: AgentSignal) -> bool:
+        return False
+
+    async def main() -> None:
+        first, second = await listening(kernel, home / "a"), await listening(kernel, home / "b")
+        threads = [
+            asyncio.to_thread(asyncio.run, dispatcher.send(agent_id, USR1)) for agent_id in (first, second, first)
+        ]
+        assert await asyncio.gather(*threads, dispatcher.send(second, USR1)) == [True] * 4
+        sending = [asyncio.ensure_future(dispatcher.send(first, USR1)) for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(SignalQueueFull, match="SIGUSR2 was not sent: 4 deliveries are under way"):
+            await dispatcher.send(second, USR2)
+        sending[1].cancel()
+        assert await dispatcher.send(second, AgentSignal.SIGKILL)
+        assert await asyncio.gather(sending[0], *sending[2:]) == [True] * 3
+
+    asyncio.run(main())
+    assert set(at_once) == {1}
+
+    policy = Policy(name="strict about secrets", default_action="allow")
+    policy.add_rule("deny", Pattern(operation="read", resource="secret"), on_violation="SIGTERM")
+    other = KernelSpace(policy=policy, signal_dispatcher=dispatcher)
+
+    @other.register
+    def curious() -> str:
+        try:
+            act("read", "secret")
+        except PolicyViolationError:
+            time.sleep(0.2)
+        return "goes on"
+
+    try:
+        assert asyncio.run(other.execute(curious)) == "goes on"
+        assert [event.data["sender"] for event in events(other, "signal_vetoed")] == ["kernel"]
+    finally:
+        asyncio.run(other.shutdown())
 
 
 def test_the_end_of_the_host_ends_a_handler_that_is_waited_for(home: Path) -> None:

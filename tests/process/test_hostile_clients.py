@@ -180,8 +180,18 @@ if os.getuid() == 0:  # only root can be somebody else
         wire.encode(wire.Hello(wire.VERSION + 1, "cli", 1)) + wire.encode(wire.Call(1, "ps", {})),
         HELLO + b"\x00\x00\x00\x04\x93\x14\x01\x02",
         HELLO + wire.encode(wire.Reap(1)),
+        HELLO + wire.encode(wire.Returned(1, {"veto": True}, None)),
     ],
-    ids=["http", "garbage", "empty frame", "no greeting", "another version", "a verdict", "a frame of the kernel's"],
+    ids=[
+        "http",
+        "garbage",
+        "empty frame",
+        "no greeting",
+        "another version",
+        "a verdict",
+        "a frame of the kernel's",
+        "an answer",
+    ],
 )
 def test_who_speaks_nonsense_is_hung_up_on(door: socket.socket, said: bytes) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -95,34 +95,36 @@ def refuses(value: Any) -> Any:
     raise LookupError(f"cannot say of {value}")
 
 
-@pytest.mark.parametrize(
-    ("says", "reason"),
-    [
-        (False, "not verified"), (None, "not verified"), (1, "not verified"), ("yes", "not verified"),
-        ({"verified": False, "reason": "two models disagree"}, "two models disagree"), ({}, "not verified"),
-        (refuses, "LookupError: cannot say of 7"),
-    ],
-)  # fmt: skip
-def test_what_is_not_verified_is_given_to_nobody(kernel: KernelSpace, says: Any, reason: str) -> None:
-    judge, never = Judge(says), Judge()
+NOT_VERIFIED: list[tuple[Any, str]] = [
+    (False, "not verified"), (None, "not verified"), (1, "not verified"), ("yes", "not verified"),
+    ({"verified": False, "reason": "two models disagree"}, "two models disagree"), ({}, "not verified"),
+    (refuses, "LookupError: cannot say of 7"),
+]  # fmt: skip
+
+
+def test_what_is_not_verified_is_given_to_nobody(kernel: KernelSpace) -> None:
+    judge, never = Judge(), Judge()
     kernel.add_module(judge)
     kernel.add_module(never)
 
     async def main() -> None:
-        agent_id = await kernel.spawn(echo, 7)
-        for _ in range(2):
-            with pytest.raises(ExceptionGroup) as failed:
-                await kernel.wait_all([agent_id])
-            (error,) = failed.value.exceptions
-            assert isinstance(error, ResultWithheld)
-            assert (error.agent_id, error.module, error.reason) == (agent_id, "Judge", reason)
-            assert str(error) == f"the result of echo is withheld by Judge: {reason}"
+        for says, reason in NOT_VERIFIED:
+            judge.says = says
+            agent_id = await kernel.spawn(echo, 7)
+            for _ in range(2):
+                with pytest.raises(ExceptionGroup) as failed:
+                    await kernel.wait_all([agent_id])
+                (error,) = failed.value.exceptions
+                assert isinstance(error, ResultWithheld)
+                assert (error.agent_id, error.module, error.reason) == (agent_id, "Judge", reason)
+                assert str(error) == f"the result of echo is withheld by Judge: {reason}"
+                judge.says = True  # too late
 
     asyncio.run(main())
-    assert len(judge.seen) == 1
+    assert len(judge.seen) == len(NOT_VERIFIED)
     assert never.seen == []
-    (event,) = events(kernel, "result_withheld")
-    assert event.data == {"module": "Judge", "reason": reason}
+    withheld = [event.data for event in events(kernel, "result_withheld")]
+    assert withheld == [{"module": "Judge", "reason": reason} for _, reason in NOT_VERIFIED]
     assert events(kernel, "result_verified") == []
 
 

@@ -109,6 +109,7 @@ def test_what_was_cancelled_while_at_work_is_not_overtaken() -> None:
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
+        assert not has_turn(second)
         first.leave()
         assert has_turn(second)
         third = queue.enter(TERM)
