@@ -29,9 +29,14 @@ class _TooLong(BaseException):
     """Raised into the import by SIGALRM: nothing that a module catches in passing."""
 
 
-def preload(modules: Sequence[str]) -> None:
-    """Import `modules` in this process, in order. Raises BadRequest that names the first which cannot be had."""
-    with _limited(), _same_signals():
+def preload(modules: Sequence[str], cwd: str) -> None:
+    """Import `modules` in this process, in order. Raises BadRequest that names the first which cannot be had.
+
+    `cwd` is where the host program is: a relative entry of its path, or a module that reads a file, means that.
+    """
+    if not modules:
+        return
+    with _there(cwd), _limited(), _same_signals():
         for name in modules:
             _import(name)
             _check_alone(name)
@@ -76,6 +81,17 @@ def _check_alone(name: str) -> None:
 
 def _several(count: int, what: str) -> str:
     return f"a {what}" if count == 1 else f"{count} {what}{'e' * what.endswith('s')}s"
+
+
+@contextlib.contextmanager
+def _there(cwd: str) -> Iterator[None]:
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise BadRequest(f"preload: the current directory {cwd!r} cannot be entered: {error.strerror}") from error
+    importlib.invalidate_caches()  # what a relative entry of the path means was looked up elsewhere
+    yield
+    os.chdir("/")  # no process of ours keeps a directory busy
 
 
 @contextlib.contextmanager

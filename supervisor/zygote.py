@@ -38,7 +38,7 @@ def main(socket_fd: int, boot: dict[str, Any], lifeline: int) -> NoReturn:
     linux.set_dumpable(False)
     linux.set_name(linux.ZYGOTE_NAME)
     try:
-        preload(boot.get("preload", ()))
+        preload(boot.get("preload", ()), boot["cwd"])
     except AgentosError as error:  # the host waits for Hello: it is told why there will be none
         with contextlib.suppress(OSError):
             os.write(socket_fd, wire.encode(to_fault(0, error)))

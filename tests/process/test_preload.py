@@ -67,6 +67,18 @@ def test_agents_have_them_before_their_first_line_and_they_were_imported_once(ho
     assert run(KernelSpace(), look)[0] == [False, False, False]
 
 
+def test_they_are_sought_as_this_program_seeks_them(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home.parent / "here").mkdir()
+    (home.parent / "here" / "relative.py").write_text("text = open('note').read()\n")
+    (home.parent / "note").write_text("a note")
+    monkeypatch.setattr(sys, "path", [*sys.path, "here"])
+
+    def look() -> str:
+        return str(sys.modules["relative"].text)
+
+    assert run(KernelSpace(preload=["relative"]), look) == "a note"
+
+
 def test_a_handler_that_a_module_installs_is_none_of_ours(home: Path) -> None:
     """In the zygote, and in the sentries that are forked from it: who is told to end must not call a module."""
     (home / "meddler.py").write_text("import signal\nsignal.signal(signal.SIGUSR1, print)\n")
@@ -116,8 +128,7 @@ def test_a_module_that_starts_threads_or_processes_is_refused(home: Path) -> Non
 def test_a_module_that_never_ends_does_not_outlive_the_attempt(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even one that defends itself: the host program gives up, and kills what hangs."""
     (home / "endless.py").write_text(
-        "import os, signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\nopen('begun', 'w').close()\n"
-        "while True:\n    time.sleep(60)\n"
+        "import os, signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0)\nwhile True:\n    time.sleep(60)\n"
     )
     monkeypatch.setattr(launch, "START_LIMIT_S", 1.0)
     monkeypatch.setattr(launch, "GIVE_UP_S", 0.2)
