@@ -49,8 +49,8 @@ class Handler:
 class SignalDesk:
     """The signals of one KernelSpace, across the kernel processes that it starts one after the other."""
 
-    def __init__(self, connected: Callable[[], Awaitable[Connection]]) -> None:
-        self._connected = connected
+    def __init__(self, knowing: Callable[[str], Awaitable[Connection]]) -> None:
+        self._knowing = knowing
         self._lock = threading.RLock()
         self._shelves: list[list[Handler]] = []  # one a dispatcher, which adds to it
         self._connection: Connection | None = None
@@ -81,11 +81,11 @@ class SignalDesk:
             self._told = signals
 
     async def submit(self, agent_id: str, signal: AgentSignal) -> Future[Any]:
-        """Command one delivery; the future holds what came of it."""
+        """Command one delivery; the future holds what came of it. Raises UnknownAgent when nothing runs."""
         params: dict[str, Any] = {"id": agent_id, "signal": signal.value}
         if within():
             params["within"] = [list(each) for each in within()]
-        return (await self._connected()).submit("signal", params)
+        return (await self._knowing(agent_id)).submit("signal", params)
 
     def work(self, params: dict[str, Any]) -> running.Work:
         """Return what asks the handlers of one signal, in order, until one of them vetoes it."""

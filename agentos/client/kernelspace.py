@@ -93,7 +93,7 @@ class KernelSpace:
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
-        self._desk = SignalDesk(self._connected)
+        self._desk = SignalDesk(self._knowing)
         self._dispatcher.bind(self._desk)
         self._modules = Modules()
 
@@ -301,8 +301,15 @@ class KernelSpace:
         return await asyncio.wrap_future((await self._connected()).submit(method, params))
 
     async def _query(self, agent_id: str, what: str) -> bytes | None:
-        packed: bytes | None = await self._call("query", {"id": agent_id, "what": what})
+        connection = await self._knowing(agent_id)
+        packed: bytes | None = await asyncio.wrap_future(connection.submit("query", {"id": agent_id, "what": what}))
         return packed
+
+    async def _knowing(self, agent_id: str) -> Connection:
+        """Return who may know this agent: no kernel is started only to say that it does not. Raises UnknownAgent."""
+        if self._connection is None:
+            raise errors.UnknownAgent(agent_id)
+        return await self._connected()
 
     async def _connected(self) -> Connection:
         connection = self._connection

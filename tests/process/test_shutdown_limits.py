@@ -1,4 +1,7 @@
-"""A shutdown that does not come to its end: how long it waits, what it says, and that it may be asked for again."""
+"""A shutdown that does not come to its end: how long it waits, what it says, and that it may be asked for again.
+
+And what is still under way when it does: that starts nothing new.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import state_of
 
-from agentos import KernelSpace, errors
+from agentos import AgentSignal, KernelSpace, SignalDispatcher, errors
 from agentos.client import connection
 from agentos.supervisor import endings, guard, recorder_link, recording, zygote
 
@@ -54,3 +58,33 @@ def test_what_does_not_end_is_named_and_waited_for_again(tmp_path: Path, monkeyp
         assert not any((tmp_path / "run" / "runs").iterdir())
 
     asyncio.run(main())
+
+
+def test_what_waits_for_its_turn_or_comes_late_starts_no_other_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTOS_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    kernel = KernelSpace(policy="strict")
+    dispatcher = SignalDispatcher(kernel, async_delivery=False)
+
+    async def main() -> list[Any]:
+        begun = asyncio.Event()
+
+        @dispatcher.register_handler(AgentSignal.SIGUSR1)
+        async def waits(*_: Any) -> None:
+            begun.set()
+            await asyncio.sleep(60)
+
+        agent_id = await kernel.spawn(kernel.register(time.sleep), 600)
+        handle = kernel.get_agent(agent_id)
+        sent = [asyncio.create_task(dispatcher.send(agent_id, AgentSignal.SIGUSR1)) for _ in range(3)]
+        await begun.wait()
+        await kernel.shutdown()
+        return await asyncio.gather(*sent, handle.get_state(), return_exceptions=True)
+
+    first, *others = asyncio.run(main())
+    assert isinstance(first, errors.KernelUnavailable)
+    assert [type(other) for other in others] == [errors.UnknownAgent] * 3
+    assert kernel._connection is None
