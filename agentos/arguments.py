@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from agentos.errors import BadRequest, nearest
-from agentos.supervisor.restarts import parse_restart
+from agentos.restart_policy import parse_restart
 
 PERMISSIONS: Final = ("read", "write", "execute", "network")
 _SHOWN_CHARS_MAX: Final = 100  # of a value in an error text

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agentos.supervisor.restarts import History, RestartPolicy
+from agentos.restart_policy import RestartPolicy
+from agentos.supervisor.restarts import History
 
 if TYPE_CHECKING:
     from agentos.supervisor.agents import Agent

@@ -12,10 +12,10 @@ from agentos.errors import BadRequest
 from agentos.identity import NAME_CHARS_MAX
 from agentos.policies import EffectivePolicy, Quota
 from agentos.recorder.event import text
+from agentos.restart_policy import NEVER, RestartPolicy, parse_restart
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.policy_in_force import PolicyInForce
 from agentos.supervisor.policy_source import effective
-from agentos.supervisor.restarts import NEVER, RestartPolicy, parse_restart
 from agentos.values import pack_value
 
 GRACE_S: Final = 10.0

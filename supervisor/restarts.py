@@ -8,13 +8,12 @@ what lies in the past forward by it, so that the window and the healthy interval
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from agentos.errors import BadRequest, nearest
+from agentos.restart_policy import RestartPolicy, When
 
 BACKOFF_S: Final = 0.1  # docker's first delay; doubled with every failure in a row
 BACKOFF_S_MAX: Final = 30.0
@@ -23,42 +22,6 @@ HEALTHY_S: Final = 10.0  # who ran for so long had started well: the next failur
 # the eleventh: within two minutes, whoever ends soon after each start reaches the limit, whatever the dice say.
 STARTS_MAX: Final = 10
 WINDOW_S: Final = 120.0
-RESTARTS_MAX: Final = 1_000_000  # of on-failure:N; more is a slip of the finger
-
-
-class When(Enum):
-    NEVER = "never"
-    ON_FAILURE = "on-failure"
-    ALWAYS = "always"
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """When to start again, and how many times at most; None sets no limit but that of the window."""
-
-    when: When
-    limit: int | None = None
-
-    def __str__(self) -> str:
-        return self.when.value if self.limit is None else f"{self.when.value}:{self.limit}"
-
-
-NEVER: Final = RestartPolicy(When.NEVER)
-_FORM: Final = re.compile(r"on-failure:([0-9]{1,7})", re.ASCII)
-
-
-def parse_restart(where: str, word: object) -> RestartPolicy:
-    """Return what `never`, `on-failure`, `on-failure:N` or `always` means; raises BadRequest naming `where`."""
-    known = [one.value for one in When]
-    if isinstance(word, str):
-        if word in known:
-            return RestartPolicy(When(word))
-        found = _FORM.fullmatch(word)
-        if found and 1 <= int(found[1]) <= RESTARTS_MAX:
-            return RestartPolicy(When.ON_FAILURE, int(found[1]))
-    shown = repr(word)[:100]
-    hint = nearest(word.partition(":")[0], known) if isinstance(word, str) else ""
-    raise BadRequest(f"{where}{shown} is no restart policy{hint}; known: never, on-failure, on-failure:N, always")
 
 
 class Ending(Enum):

@@ -28,6 +28,7 @@ from agentos.errors import (
 from agentos.identity import new_id
 from agentos.recorder.event import text
 from agentos.recorder.redact import redact_argv
+from agentos.restart_policy import When
 from agentos.supervisor.agent_pipes import AgentPipes
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
@@ -36,7 +37,6 @@ from agentos.supervisor.lineage import Again, Lineage
 from agentos.supervisor.preconditions import check_size, choose_level, find_program, size_in_line
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.requests import Request
-from agentos.supervisor.restarts import When
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
 from agentos.supervisor.tasks import Tasks

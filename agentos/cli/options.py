@@ -9,8 +9,8 @@ import click
 
 from agentos.actions import LEVELS, OPERATIONS, base_operation
 from agentos.errors import BadRequest, nearest
+from agentos.restart_policy import parse_restart
 from agentos.signals import AgentSignal, parse_signal
-from agentos.supervisor.restarts import parse_restart
 
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")

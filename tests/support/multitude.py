@@ -23,6 +23,7 @@ from virtual import MOMENT_S, LoopClock, VirtualLoop
 from agentos import lifecycle, wire
 from agentos.errors import AgentosError, ProtocolError, RecorderUnavailable
 from agentos.policies import EffectivePolicy, Policy, Quota
+from agentos.restart_policy import NEVER, parse_restart
 from agentos.signals import AgentSignal
 from agentos.supervisor.agents import Agent, Agents
 from agentos.supervisor.broker import Broker
@@ -31,7 +32,6 @@ from agentos.supervisor.endings import Endings
 from agentos.supervisor.lineage import Lineage
 from agentos.supervisor.lives import Lives
 from agentos.supervisor.recording import Recording
-from agentos.supervisor.restarts import NEVER, parse_restart
 from agentos.supervisor.sentry_link import SentryLink
 from agentos.supervisor.slots import Slots
 from agentos.supervisor.verification import Verification

@@ -28,10 +28,11 @@ RANKS = {
     "agentos.identity": 0,
     "agentos.status": 0,
     "agentos.printable": 0,
-    "agentos.mould": 1,
-    "agentos.frames": 1,  # the core: values in, values out
+    "agentos.mould": 1,  # the core: values in, values out
+    "agentos.frames": 1,
     "agentos.wire": 1,
     "agentos.arguments": 1,
+    "agentos.restart_policy": 1,
     "agentos.shape": 1,
     "agentos.values": 1,
     "agentos.faults": 1,
@@ -67,6 +68,7 @@ RANKS = {
 
 # The two sides of the pipe share wire and what lies below it, nothing else.
 APART = (("agentos.agent", "agentos.supervisor"), ("agentos.supervisor", "agentos.agent"))
+SHARED_BELOW = 3  # by rank: adapters, core and words
 APART_EXCEPTIONS = {
     ("agentos.supervisor.zygote", "agentos.agent.entry"),  # preloaded once, so that every agent is born with it
     ("agentos.supervisor.spawn", "agentos.agent.entry"),  # the forked child turns into the agent here
@@ -169,6 +171,14 @@ def both_sides_stay_apart(source: Source) -> Iterator[str]:
                 yield f"{source.path}:{line}: {side} must not import {name}"
 
 
+def shared_modules_take_no_side(source: Source) -> Iterator[str]:
+    """What both sides import would drag one of them into the other's processes if it imported either."""
+    if rank(source.module) < SHARED_BELOW and not any(_below(source.module, side) for side, _ in APART):
+        for line, name in imports(source):
+            if any(_below(name, side) for side, _ in APART):
+                yield f"{source.path}:{line}: {source.module} is for both sides and must not import {name}"
+
+
 def ctypes_in_one_file(source: Source) -> Iterator[str]:
     for line, name in imports(source):
         if name.split(".")[0] in {"ctypes", "cffi"} and source.path not in CTYPES:
@@ -241,6 +251,7 @@ RULES = (
     no_relative_imports,
     dependencies_point_down,
     both_sides_stay_apart,
+    shared_modules_take_no_side,
     ctypes_in_one_file,
     no_pickle_from_an_agent,
     narrow_excepts,

@@ -31,6 +31,8 @@ FAULTS: list[tuple[Rule, str, str]] = [
     (rules.both_sides_stay_apart, "agentos/agent/a.py", "from agentos.supervisor import linux"),
     (rules.both_sides_stay_apart, "supervisor/a.py", "from agentos.agent import entry"),
     (rules.both_sides_stay_apart, "supervisor/zygote.py", "from agentos.agent import hooks"),
+    (rules.shared_modules_take_no_side, "agentos/arguments.py", "from agentos.supervisor import restarts"),
+    (rules.shared_modules_take_no_side, "policies/model.py", "def f():\n    import agentos.agent.sdk"),
     (rules.ctypes_in_one_file, "sandbox/a.py", "from ctypes import CDLL"),
     (rules.no_pickle_from_an_agent, "supervisor/a.py", "x = cloudpickle.loads(b'')"),
     (rules.no_pickle_from_an_agent, "agentos/client/a.py", "from pickle import loads"),

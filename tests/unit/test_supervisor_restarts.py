@@ -9,20 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.errors import BadRequest
+from agentos.restart_policy import NEVER, RestartPolicy, When, parse_restart
 from agentos.supervisor import restarts
 from agentos.supervisor.restarts import (
-    NEVER,
     Decision,
     Done,
     Ending,
     GiveUp,
     History,
     Restart,
-    RestartPolicy,
-    When,
     backoff_s,
     decide,
-    parse_restart,
 )
 
 ALWAYS = RestartPolicy(When.ALWAYS)
