@@ -134,7 +134,7 @@ class Kernel:
         self.control = Control(
             loop,
             on_call=self._on_call,
-            on_returned=self.callbacks.on_returned,
+            on_returned=self._on_returned,
             on_host_gone=self._on_host_gone,
             agent_of=lambda pid: agent.id if (agent := self.agents.by_sentry(pid)) else "",
             on_refused=self._on_refused,
@@ -249,7 +249,12 @@ class Kernel:
         error = context.get("exception")
         data = {"message": str(context.get("message")), "error": repr(error)}
         self.recording.try_append("kernel_fault", data, severity="critical")
-        if self.trace is not None and error is not None:
+        if error is not None:
+            self._show(error)
+
+    def _show(self, error: BaseException) -> None:
+        """With debug=True, say where something of ours failed."""
+        if self.trace is not None:
             self.trace.line("kernel", "".join(traceback.format_exception(error)))
 
     def _on_gone(self, agent: Agent) -> None:
@@ -271,6 +276,11 @@ class Kernel:
         if call.method in ONLY_WAITING:
             peer.waiting.add(task)
             task.add_done_callback(peer.waiting.discard)
+
+    def _on_returned(self, frame: wire.Returned) -> None:
+        if self.trace is not None:
+            self.trace.line("host", f"← {header(frame)}")
+        self.callbacks.on_returned(frame)
 
     def _on_agent_call(self, agent: Agent, call: wire.Call) -> None:
         if agent.calls is None:
@@ -301,6 +311,7 @@ class Kernel:
         except AgentosError as error:
             _send_fault(call, error, outbox)
         except Exception as error:
+            self._show(error)
             method, what = call.method[:METHOD_MAX], repr(error)[:TEXT_MAX]
             self.recording.try_append("kernel_fault", {"call": method, "error": what}, severity="critical")
             _send_fault(call, AgentosError(f"internal error in {method}: {what}"), outbox)

@@ -64,6 +64,8 @@ class TracedBroker(Broker):
         elif event_type == "signal_confirmed":
             took = f"reached {data['processes']} processes" if data["ok"] else "was not confirmed"
             self._trace.of(agent, f"{data['signal']} {took}")
+        elif event_type == "signal_vetoed":
+            self._trace.of(agent, f"{data['signal']} was vetoed by {shown(data['handler'])}")
         super().note(agent, event_type, data, **fields)
 
 

@@ -18,6 +18,10 @@ from agentos import AgentSignal, KernelSpace, act
 
 kernel = KernelSpace(policy="permissive", debug=sys.argv[1] == "debug")
 
+@kernel.signal_dispatcher.register_handler(AgentSignal.SIGUSR1)
+def veto(agent, signal):
+    return False
+
 @kernel.register
 async def worker(argument, times):
     act("read", "db/1", token="CLAIM-7")
@@ -39,6 +43,7 @@ async def main():
     if not times:
         await kernel.send_signal(agent, AgentSignal.SIGSTOP)
         await kernel.send_signal(agent, AgentSignal.SIGCONT)
+        await kernel.send_signal(agent, AgentSignal.SIGUSR1)
     print(await kernel.wait_all([agent]))
     await kernel.shutdown()
 
@@ -65,6 +70,7 @@ def test_frames_decisions_transitions_and_signals_are_said_and_nothing_that_they
         "SIGSTOP to its tree, from host", "SIGSTOP reached 1 processes", "running → stopped by Paused",
         "stopped → running by Resumed", "SIGCONT to its tree, from host", "← sentry: Spawned", "← Result, ",
         "exited → terminated by Gone", "← Call spawn ", "← Call wait_all ", "← Call shutdown ",
+        "← Returned 1", "SIGUSR1 was vetoed by ",
     ):  # fmt: skip
         assert line in errors, (line, errors)
     assert errors.count("allow read db/again: ") == 3  # what is decided again is said again
