@@ -6,7 +6,6 @@ decide, which releases none that is not verified.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from agentos import arguments
 from agentos.client import running
 from agentos.errors import BadRequest, KernelUnavailable
+from agentos.printable import printable
 from agentos.values import unpack_value
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 30.0  # for one result, unless the module has a `timeout` of its own
 REASON_CHARS_MAX: Final = 500
+NAME_CHARS_MAX: Final = 200
+MODULES_MAX: Final = 100  # what a kernel takes; it refuses the whole list otherwise, and would verify by none
 
 
 class ResultVerifier(Protocol):
@@ -46,16 +48,22 @@ class Modules:
         self._told = 0  # how many of them that connection knows
 
     def add(self, module: Any) -> None:
-        """Raise BadRequest for what is no module, or was added already."""
+        """Have this one verify every result that is asked for once this returns.
+
+        Raises BadRequest for what is no module, was added already, or is one too many; KernelUnavailable when the
+        kernel does not answer.
+        """
         if isinstance(module, type) or not callable(getattr(module, "verify_result", None)):
             raise BadRequest(f"add_module: {arguments.shown(module)} has no verify_result(agent_id, name, result)")
         timeout_s = float(arguments.seconds("add_module: timeout", getattr(module, "timeout", TIMEOUT_S)))
-        name = str(getattr(module, "name", None) or type(module).__name__)
+        name = printable(str(getattr(module, "name", None) or type(module).__name__)[:NAME_CHARS_MAX])
         with self._lock:
             if any(known is module for known, _, _ in self._added):
                 raise BadRequest(f"add_module: {arguments.shown(module)} was added already")
+            if len(self._added) >= MODULES_MAX:
+                raise BadRequest(f"add_module: {MODULES_MAX} modules were added, which is the limit")
             self._added.append((module, name, timeout_s))
-        self.tell()
+            self.tell()
 
     def tell(self, connection: Connection | None = None) -> None:
         """Tell the kernel process which modules there are, where that is news; a new one is handed in."""
@@ -64,9 +72,12 @@ class Modules:
                 self._connection, self._told = connection, 0
             if self._connection is None or len(self._added) == self._told:
                 return
-            with contextlib.suppress(KernelUnavailable):  # the next one is told when it starts
-                words = [[name, timeout_s] for _, name, timeout_s in self._added]
-                self._connection.submit("modules", {"modules": words})
+            words = [[name, timeout_s] for _, name, timeout_s in self._added]
+            try:
+                self._connection.ask("modules", {"modules": words})  # and wait: a refusal must not pass unseen
+            except KernelUnavailable:
+                if not self._connection.ended:  # one that has ended releases nothing; the next is told when it starts
+                    raise
             self._told = len(self._added)
 
     def work(self, params: dict[str, Any]) -> running.Work:

@@ -15,6 +15,7 @@ import pytest
 from world import directories, wait_until
 
 from agentos import AgentFailed, KernelSpace
+from agentos.client.modules import MODULES_MAX
 from agentos.errors import BadRequest, ResultWithheld
 from agentos.recorder.event import AuditEvent
 from agentos.recorder.query import Query
@@ -50,6 +51,8 @@ def events(kernel: KernelSpace, kind: str) -> list[AuditEvent]:
 
 class Judge:
     """Notes what it is shown; `says` is its answer, or what makes one."""
+
+    name: str | None = None  # that of the class, then
 
     def __init__(self, says: Any = True, timeout: float = 30.0) -> None:
         self.says = says
@@ -182,6 +185,22 @@ def test_modules_serve_the_next_kernel_and_what_is_none_is_refused(kernel: Kerne
             await kernel.execute(echo, "bad")
 
     asyncio.run(main())
+
+
+def test_one_module_too_many_is_refused_and_a_name_can_be_anything(kernel: KernelSpace) -> None:
+    """A list that the kernel refuses would leave it without any module, and results unverified."""
+    judges = [Judge() for _ in range(MODULES_MAX)]
+    judges[-1].name = "\udc80" + "x" * 2_000_000
+    judges[-1].says = lambda _: False
+    assert asyncio.run(kernel.execute(echo, "unseen")) == "unseen"
+    for judge in judges:
+        kernel.add_module(judge)
+    with pytest.raises(BadRequest, match="add_module: 100 modules were added, which is the limit"):
+        kernel.add_module(Judge())
+    for _ in range(2):  # the kernel that runs, and the next
+        with pytest.raises(ResultWithheld, match=r"by \\udc80xxx"):
+            asyncio.run(kernel.execute(echo, "bad"))
+        asyncio.run(kernel.shutdown())
 
 
 def test_when_the_host_is_gone_nothing_is_released_and_nothing_waits(tmp_path: Path) -> None:
