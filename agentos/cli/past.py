@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from agentos.recorder.reader import RunReader
 
 Event = dict[str, Any]
-LIFE: Final = ("agent_starting", "agent_started", "agent_start_failed", "agent_exited", "sentry_lost")
+LIFE: Final = (
+    "agent_starting", "agent_started", "agent_start_failed", "agent_exited", "agent_restarting", "agent_failed",
+    "sentry_lost",
+)  # fmt: skip
 BATCH_EVENTS: Final = 1_000  # read at once: memory stays small, and a query costs little beside them
 
 
@@ -143,6 +146,7 @@ def past_agents() -> list[Agent]:
 def fold(run_id: str, story: Iterable[Event]) -> list[dict[str, Any]]:
     """Return a row for every agent that the events of one run tell of. Pure."""
     rows: dict[str, dict[str, Any]] = {}
+    following: dict[str, dict[str, Any]] = {}  # by the id of a life to come: what its end before says of it
     policy = None
     for event in story:
         data, agent_id = event["data"], event["agent_id"]
@@ -153,9 +157,14 @@ def fold(run_id: str, story: Iterable[Event]) -> list[dict[str, Any]]:
                 "state": "terminated", "level": data.get("level"), "policy": policy, "command": data.get("command"),
                 "started_at": event["ts"], "actions_count": None, "violations_count": None, "exit_code": None,
                 "exit_signal": None, "ended_at": event["ts"], "cwd": data.get("cwd"), "source": "record",
+                **following.pop(agent_id, {}),
             }  # fmt: skip
         elif agent_id in rows:
             rows[agent_id].update(_told_by(event))
+            if event["event_type"] == "agent_restarting":
+                following[data.get("new_id")] = {
+                    "restart": data.get("policy"), "restarts": data.get("attempt"), "previous_id": agent_id,
+                }  # fmt: skip
     return list(rows.values())
 
 
@@ -165,6 +174,10 @@ def _told_by(event: Event) -> dict[str, Any]:
         return {"pid": data.get("pid"), "sentry_pid": data.get("sentry_pid")}
     if event["event_type"] == "agent_start_failed":
         return {"ended_at": event["ts"], "ended_by": "start failed"}
+    if event["event_type"] == "agent_restarting":
+        return {"restart": data.get("policy"), "next_id": data.get("new_id")}
+    if event["event_type"] == "agent_failed":
+        return {"restart": data.get("policy"), "failed": data.get("why")}
     if event["event_type"] == "agent_exited":
         return {
             "exit_code": data.get("exit_code"), "exit_signal": data.get("exit_signal"), "ended_at": event["ts"],

@@ -122,3 +122,18 @@ def test_past_agents_are_told_from_their_events() -> None:
     assert (report["pid"], report["exit_code"], report["actions_count"]) == (42, 0, 3)
     assert report["ended_at"] > report["started_at"]
     assert (lost["exit_code"], lost["exit_signal"]) == (None, None)  # nobody saw how, and we say so
+
+
+def test_the_lives_of_a_restarted_agent_name_each_other_and_the_last_says_why_there_are_no_more() -> None:
+    again = {"policy": "on-failure:1", "attempt": 1, "old_id": "a1", "new_id": "a2", "why": "exit code 1"}
+    first, last = fold(RUN, [
+        event("agent_starting", 1, name="loop", command=["false"]),
+        event("agent_exited", 2, exit_code=1, ended_by=""),
+        event("agent_restarting", 3, **again),
+        event("agent_starting", 4, agent_id="a2", name="loop", command=["false"]),
+        event("agent_exited", 5, agent_id="a2", exit_code=1, ended_by=""),
+        event("agent_failed", 6, agent_id="a2", why="it was restarted once", policy="on-failure:1", restarts=1),
+    ])  # fmt: skip
+    assert (first["restart"], first["next_id"], first["ended_by"]) == ("on-failure:1", "a2", "")
+    assert (last["restart"], last["restarts"], last["previous_id"]) == ("on-failure:1", 1, "a1")
+    assert (last["failed"], last["exit_code"]) == ("it was restarted once", 1)
