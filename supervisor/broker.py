@@ -32,10 +32,8 @@ METHOD_MAX: Final = 100
 UNRECORDED_EVERY_S: Final = 0.2  # an agent that tries on and on must not have us tell of nothing else
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
 LARGE_FIELDS: Final = ("argv", "claims", "context")  # of a denial: on record once, not kept for its repetitions
-_NEVER_ENDS: Final = (
-    "SIGSTOP",
-    "SIGCONT",
-)  # of the signals of rules: whoever ends after one of these does so by itself
+# Of the signals of rules: whoever ends after one of these does so by itself.
+_NEVER_ENDS: Final = ("SIGSTOP", "SIGCONT")
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
 

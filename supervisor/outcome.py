@@ -1,4 +1,4 @@
-"""What becomes known of an agent that has ended: its result, or the error that says how else it ended. Pure."""
+"""What becomes known of an agent that has ended: its result, or the error that says how else it ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARENT_ENDED: Final = "parent ended"
 
 
 def outcome(agent: Agent) -> bytes:
-    """Return the packed result of an ended agent, or raise what became of it."""
+    """Return the packed result of an ended agent, which counts as collected then, or raise what became of it."""
     over = f"; not restarted any more: {agent.failed}" if agent.failed else ""
     if agent.timed_out:
         text = f"{agent.name} ran longer than {agent.timeout_s:g} s{over}"

@@ -98,7 +98,9 @@ _threads = threading.BoundedSemaphore(THREADS_MAX)
 async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Await a plain function in a daemon thread: unlike an executor's, it does not hold up the end of the program."""
     if not _threads.acquire(blocking=False):
-        raise RuntimeError(f"{THREADS_MAX} handlers have not returned yet")
+        raise RuntimeError(
+            f"{THREADS_MAX} functions that the kernel had called have not returned; make them async, or let them end"
+        )
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
     context = contextvars.copy_context()

@@ -80,7 +80,7 @@ CTYPES = {"supervisor/linux.py"}
 TOP_LOOPS = {
     "supervisor/zygote.py",  # a forked child must report and never return into the zygote
     "supervisor/kernel.py",  # one client's bad call must not end everybody's kernel
-    "supervisor/repeating.py",  # which is left to the broker
+    "supervisor/repeating.py",  # what the short way fails over, the broker meets again on the long one
     "supervisor/broker.py",  # a frame that we fail over is refused: its sender must not wait for ever
     "agentos/agent/entry.py",  # the agent's own function
     "supervisor/preload.py",  # a module of the operator's: what it raises is what the host program is told

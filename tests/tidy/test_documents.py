@@ -111,6 +111,26 @@ def test_a_module_that_the_architecture_does_not_list_is_found() -> None:
     assert missing_from_the_table(ranks, page) == {"agentos.signals", "agentos.runs"}
 
 
+MAPPED = ("supervisor", "agentos/agent", "agentos/client")
+
+
+def unmapped(modules: list[str], page: str) -> set[str]:
+    """Return the modules that the page's map of the rooms does not name."""
+    found = re.search(r"^```\n(agentos/agent/\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return set(modules) - set(re.findall(r"\w+", found[1] if found else ""))
+
+
+def test_the_architecture_names_every_module_of_its_largest_rooms() -> None:
+    modules = [Path(path).stem for path in files(*MAPPED, suffix=".py") if not path.endswith("__init__.py")]
+    assert not unmapped(modules, (ROOT / "docs/ARCHITECTURE.md").read_text())
+
+
+def test_a_module_without_a_place_on_the_map_is_found() -> None:
+    page = "stray\n```\nagentos/agent/\n  its life   entry (stray words)\nsupervisor/\n  Linux  tree\n```\nlost\n"
+    assert unmapped(["entry", "tree", "lost"], page) == {"lost"}
+    assert unmapped(["entry"], "no map: entry") == {"entry"}
+
+
 # R7.2, or a range such as R3.4 to R3.6, of which both ends are named.
 RULE_NUMBER = re.compile(r"\bR[1-9][0-9]?(?:\.[1-9][0-9]?)?\b")
 RULE_TEXT = re.compile(r"^(?:### |- \*\*)(R[0-9.]+)(?:\*\*)? ", re.MULTILINE)
