@@ -15,9 +15,9 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Self, TypeVar, overload
 
-from agentos import errors, wire
+from agentos import arguments, errors, wire
 from agentos.agent.calls import agent_kernel, arrive
-from agentos.client import arguments, running
+from agentos.client import running, settings
 from agentos.client.connection import Connection
 from agentos.client.dispatcher import SignalDispatcher
 from agentos.client.handle import AgentHandle
@@ -80,15 +80,15 @@ class KernelSpace:
         workspace: str | os.PathLike[str] | None = None,
         preload: Sequence[str] = (),
     ) -> None:
-        self._policy = PolicyInUse(arguments.policy(policy))
-        self._flight_recorder = arguments.flight_recorder(flight_recorder)
-        self._dispatcher = arguments.signal_dispatcher(signal_dispatcher) or SignalDispatcher(None)
+        self._policy = PolicyInUse(settings.policy(policy))
+        self._flight_recorder = settings.flight_recorder(flight_recorder)
+        self._dispatcher = settings.signal_dispatcher(signal_dispatcher) or SignalDispatcher(None)
         self._max_concurrent_agents = arguments.whole_number("max_concurrent_agents", max_concurrent_agents, at_least=1)
         self._timeout_s = arguments.seconds("timeout", timeout)
         self._debug = bool(debug)
-        self._require = arguments.level(require)
-        self._workspace = arguments.directory("workspace", workspace)
-        self._preload = arguments.modules(preload)
+        self._require = settings.level(require)
+        self._workspace = settings.directory("workspace", workspace)
+        self._preload = settings.modules(preload)
         self._registry = Registry()
         self._latest_agent: str | None = None
         self._connection: Connection | None = None

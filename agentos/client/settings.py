@@ -1,4 +1,4 @@
-"""What a host program alone passes to KernelSpace, checked before anything starts; the rest is agentos.arguments'.
+"""What only the constructor of a KernelSpace takes, checked before anything starts; the rest is agentos.arguments'.
 
 Every check returns the value or raises BadRequest, which names the argument, what it was and what it takes.
 """
@@ -9,39 +9,11 @@ import os
 from typing import Any
 
 from agentos.actions import LEVELS
-from agentos.arguments import (
-    agent_id,
-    agent_ids,
-    facts,
-    function,
-    registration,
-    restrictions,
-    seconds,
-    shown,
-    whole_number,
-    words,
-)
+from agentos.arguments import shown, words
 from agentos.client.dispatcher import SignalDispatcher
 from agentos.errors import BadRequest, nearest
 from agentos.policies import Policy
 from agentos.recorder.flight import FlightRecorder
-
-__all__ = [
-    "agent_id",
-    "agent_ids",
-    "directory",
-    "facts",
-    "flight_recorder",
-    "function",
-    "level",
-    "modules",
-    "policy",
-    "registration",
-    "restrictions",
-    "seconds",
-    "signal_dispatcher",
-    "whole_number",
-]
 
 
 def policy(value: Any) -> str | Policy:
