@@ -10,6 +10,7 @@ from typing import Any, Final
 from agentos import wire
 from agentos.actions import Action
 from agentos.policies import Decision
+from agentos.recorder.redact import redact_text
 from agentos.supervisor.agents import Agent
 from agentos.supervisor.broker import Broker
 from agentos.supervisor.repeating import Repeating
@@ -80,4 +81,5 @@ def decision_line(operation: str, verdict: wire.Verdict, took_ms: float) -> str:
     """Return what was decided about what, by which rule, and how long the agent waited for it."""
     name = f" {shown(verdict.rule_name)!r}" if verdict.rule_name else ""
     rule = f"rule {verdict.rule}{name}" if verdict.rule is not None else shown(verdict.reason)
-    return f"{verdict.effect} {shown(operation)} {shown(verdict.resource)}: {rule}, {took_ms:.2f} ms"
+    resource = shown(redact_text(verdict.resource))  # such as a password in a URL
+    return f"{verdict.effect} {shown(operation)} {resource}: {rule}, {took_ms:.2f} ms"

@@ -56,6 +56,9 @@ def test_a_decision_is_effect_operation_name_rule_and_latency() -> None:
     assert decision_line("read", allowed, 0.123) == "allow read db/1: rule 3 'db\\\\n', 0.12 ms"
     denied = wire.Verdict(1, "deny", "default_deny", None, None, None, "a\u202eb", 9, False, None)
     assert decision_line("write", denied, 20.0) == "deny write a\\u202eb: default_deny, 20.00 ms"
+    url = denied._replace(resource="https://me:hunter2@host/?token=hunter2&page=2", reason="invalid_resource")
+    line = decision_line("network", url, 1.0)
+    assert line == "deny network https://[redacted]@host/?token=[redacted]&page=2: invalid_resource, 1.00 ms"
     assert len(shown("x" * 10_000)) == trace.SHOWN_CHARS_MAX + 1
 
 
