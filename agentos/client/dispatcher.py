@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentos import arguments
 from agentos.agent.calls import AgentKernel, agent_kernel
 from agentos.client.delivery import DeliveryQueue
-from agentos.client.handlers import Handler, SignalDesk, within
+from agentos.client.handlers import Handler, KernelSignals, within
 from agentos.errors import BadRequest
 from agentos.signals import AgentSignal, parse_signal
 
@@ -45,23 +45,23 @@ class SignalDispatcher:
         self._async_delivery = bool(async_delivery)
         self._queue = DeliveryQueue(queue_size, in_order=not self._async_delivery)
         self._handlers: list[Handler] = []
-        self._desk: SignalDesk | None = None
+        self._signals: KernelSignals | None = None
         if kernel is not None and not isinstance(kernel, AgentKernel):
-            desk = getattr(kernel, "_desk", None)
-            if not isinstance(desk, SignalDesk):
+            signals = getattr(kernel, "_signals", None)
+            if not isinstance(signals, KernelSignals):
                 raise BadRequest(f"kernel={arguments.shown(kernel)} must be a KernelSpace")
-            self.bind(desk)
+            self.bind(signals)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """One that travels into an agent (as a global of its function) arrives as that agent's, without handlers."""
         return SignalDispatcher, (None, self._queue_size, self._async_delivery)
 
-    def bind(self, desk: SignalDesk) -> None:
+    def bind(self, signals: KernelSignals) -> None:
         """Belong to this kernel from here on, with every handler."""
-        if self._desk is not None and self._desk is not desk:
-            self._desk.part(self._handlers)
-        self._desk = desk
-        desk.join(self._handlers)
+        if self._signals is not None and self._signals is not signals:
+            self._signals.part(self._handlers)
+        self._signals = signals
+        signals.join(self._handlers)
 
     async def send(self, agent_id: str, signal: AgentSignal) -> bool:
         """Deliver a POSIX signal; returns once Linux confirmed the effect.
@@ -74,16 +74,16 @@ class SignalDispatcher:
         inside = agent_kernel()
         if inside is not None:
             return await inside.send_signal(agent_id, number)
-        if self._desk is None:
+        if self._signals is None:
             raise BadRequest("this dispatcher belongs to no kernel; pass it as KernelSpace(signal_dispatcher=…)")
-        done = await self._deliver(self._desk, agent_id, number)
+        done = await self._deliver(self._signals, agent_id, number)
         return bool(done["ok"]) and done["detail"] != "already ended"
 
-    async def _deliver(self, desk: SignalDesk, agent_id: str, signal: AgentSignal) -> Any:
+    async def _deliver(self, signals: KernelSignals, agent_id: str, signal: AgentSignal) -> Any:
         delivery = self._queue.enter(signal, inside=bool(within()))
         try:
             await delivery.turn()
-            answer = await desk.submit(agent_id, signal)
+            answer = await signals.submit(agent_id, signal)
         except BaseException:
             delivery.leave()
             raise
@@ -108,8 +108,8 @@ class SignalDispatcher:
             arguments.function("register_handler", function)
             if agent_kernel() is None:
                 self._handlers.append(Handler(number, function))
-                if self._desk is not None:
-                    self._desk.tell()
+                if self._signals is not None:
+                    self._signals.tell()
             return function
 
         return register

@@ -46,26 +46,26 @@ class Handler:
     order: int = field(default_factory=lambda: next(_orders))
 
 
-class SignalDesk:
+class KernelSignals:
     """The signals of one KernelSpace, across the kernel processes that it starts one after the other."""
 
     def __init__(self, knowing: Callable[[str], Awaitable[Connection]]) -> None:
         self._knowing = knowing
         self._lock = threading.RLock()
-        self._shelves: list[list[Handler]] = []  # one a dispatcher, which adds to it
+        self._by_dispatcher: list[list[Handler]] = []  # each dispatcher adds to its own
         self._connection: Connection | None = None
         self._told: list[int] = []  # what that connection was told
 
-    def join(self, shelf: list[Handler]) -> None:
+    def join(self, handlers: list[Handler]) -> None:
         """Hear with the handlers of one more dispatcher, those that it adds later included."""
         with self._lock:
-            if not any(known is shelf for known in self._shelves):
-                self._shelves.append(shelf)
+            if not any(known is handlers for known in self._by_dispatcher):
+                self._by_dispatcher.append(handlers)
         self.tell()
 
-    def part(self, shelf: list[Handler]) -> None:
+    def part(self, handlers: list[Handler]) -> None:
         with self._lock:
-            self._shelves = [known for known in self._shelves if known is not shelf]
+            self._by_dispatcher = [known for known in self._by_dispatcher if known is not handlers]
         self.tell()
 
     def tell(self, connection: Connection | None = None) -> None:
@@ -73,7 +73,7 @@ class SignalDesk:
         with self._lock:
             if connection is not None and connection is not self._connection:
                 self._connection, self._told = connection, []
-            signals = sorted({handler.signal.value for shelf in self._shelves for handler in shelf})
+            signals = sorted({handler.signal.value for known in self._by_dispatcher for handler in known})
             if self._connection is None or signals == self._told:
                 return
             with contextlib.suppress(KernelUnavailable):  # the next one is told when it starts
@@ -92,7 +92,7 @@ class SignalDesk:
         agent_id, signal = str(params["agent_id"]), AgentSignal(params["signal"])
         inside = (*((str(one), int(number)) for one, number in params["within"]), (agent_id, signal.value))
         with self._lock:
-            handlers = [handler for shelf in self._shelves for handler in shelf if handler.signal is signal]
+            handlers = [handler for known in self._by_dispatcher for handler in known if handler.signal is signal]
         handlers.sort(key=lambda handler: handler.order)
         return lambda apart: _ask_all(handlers, agent_id, signal, inside, apart=apart)
 

@@ -21,7 +21,7 @@ from agentos.client import running, settings
 from agentos.client.connection import Connection
 from agentos.client.dispatcher import SignalDispatcher
 from agentos.client.handle import AgentHandle
-from agentos.client.handlers import SignalDesk
+from agentos.client.handlers import KernelSignals
 from agentos.client.launch import SLOTS, start_kernel
 from agentos.client.modules import Modules, ResultVerifier
 from agentos.client.policy_in_use import PolicyInUse
@@ -93,8 +93,8 @@ class KernelSpace:
         self._latest_agent: str | None = None
         self._connection: Connection | None = None
         self._starting = threading.Lock()
-        self._desk = SignalDesk(self._knowing)
-        self._dispatcher.bind(self._desk)
+        self._signals = KernelSignals(self._knowing)
+        self._dispatcher.bind(self._signals)
         self._modules = Modules()
 
     # What help(), a prompt and a notebook show: __new__, which any arguments must pass in an agent, says nothing.
@@ -322,7 +322,7 @@ class KernelSpace:
             if self._connection is None or self._connection.lost:
                 self._registry.forget_told()
                 connection = self._launch()
-                self._desk.tell(connection)  # before any call, so that no signal passes unheard, and no result unseen
+                self._signals.tell(connection)  # before any call: no signal passes unheard, and no result unseen
                 self._modules.tell(connection)
                 self._connection = connection
             return self._connection
@@ -343,6 +343,6 @@ class KernelSpace:
 
     def _on_callback(self, connection: Connection, frame: wire.Callback) -> None:
         """Have run what the kernel asks for. In the thread that reads: it hands over and goes on."""
-        makers = {"signal": self._desk.work, "verify": self._modules.work}
+        makers = {"signal": self._signals.work, "verify": self._modules.work}
         home, limit_s = connection.homes.find(frame.params["line"]), float(frame.params["limit_s"])
         running.run(makers[frame.name](frame.params), home, limit_s, partial(connection.give_back, frame))
