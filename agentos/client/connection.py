@@ -104,8 +104,6 @@ class Connection:
 
         Raises KernelUnavailable, and BadRequest for params that no frame holds: the kernel would hang up on us.
         """
-        if os.getpid() != self._pid:
-            raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
         future: Future[Any] = Future()
         self._post(method, params, future)
         return future
@@ -120,6 +118,7 @@ class Connection:
         return answer.wait(CALL_LIMIT_S)
 
     def _post(self, method: str, params: dict[str, Any], answer: Future[Any] | _Answer) -> None:
+        self._check_ours()
         request = wire.Call(next(self._ids), method, params)
         data = _encode(request)
         with self._lock:
@@ -129,6 +128,11 @@ class Connection:
                 raise errors.KernelUnavailable("the kernel is gone; its agents are ended")
             self._waiting[request.id] = answer
             self._outgoing.put(data)
+
+    def _check_ours(self) -> None:
+        """A fork shares the socket with us and has none of our threads. Raises KernelUnavailable."""
+        if os.getpid() != self._pid:
+            raise errors.KernelUnavailable("this KernelSpace belongs to the process that made it, not to a fork of it")
 
     async def begin(self, method: str, params: dict[str, Any]) -> Any:
         """Make a call that starts an agent. If the awaiting task is cancelled meanwhile, that agent is stopped."""
@@ -165,8 +169,9 @@ class Connection:
         """End the kernel and wait until its guard, the last process of the run, is gone. May be called again.
 
         Raises StillAlive naming what lives after ANSWER_LIMIT_S and END_LIMIT_S, which is longer than all that the
-        kernel, the zygote and the guard try.
+        kernel, the zygote and the guard try; KernelUnavailable in a fork of the process that started it.
         """
+        self._check_ours()
         with contextlib.suppress(errors.KernelUnavailable, TimeoutError):
             self.submit("shutdown", {}).result(ANSWER_LIMIT_S)
         self._leave()

@@ -290,7 +290,7 @@ class KernelSpace:
         if connection is not None:
             try:
                 await asyncio.to_thread(connection.shut_down)
-            except errors.StillAlive:
+            except (errors.StillAlive, errors.KernelUnavailable):
                 self._connection = self._connection or connection
                 raise
             self._registry.forget_told()
