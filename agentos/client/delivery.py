@@ -7,8 +7,9 @@ counted nor in line: what must stop an agent waits for nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 
 from agentos.errors import SignalQueueFull
 from agentos.signals import AgentSignal
@@ -31,8 +32,8 @@ class Delivery:
             self._queue.forget(self)
 
     def call(self) -> None:
-        """It is this one's turn."""
-        if not self._turn.done():
+        """It is this one's turn: who enters may find so in one thread while who gives up does in another."""
+        with contextlib.suppress(InvalidStateError):
             self._turn.set_result(None)
 
 

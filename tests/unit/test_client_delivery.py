@@ -50,6 +50,15 @@ def test_in_order_each_waits_for_the_one_before_and_who_gives_up_leaves_no_gap()
     assert has_turn(queue.enter(STOP))
 
 
+def test_two_threads_may_find_at_once_whose_turn_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = DeliveryQueue(10, in_order=True)
+    first, second = queue.enter(TERM), queue.enter(TERM)
+    monkeypatch.setattr(first._turn, "done", lambda: False)  # as the other thread saw it a moment ago
+    second.leave()  # looks for whose turn it is, and finds the first
+    first.leave()
+    assert has_turn(queue.enter(TERM))
+
+
 def test_thousands_that_gave_up_do_not_break_the_line() -> None:
     queue = DeliveryQueue(20_001, in_order=True)
     first = queue.enter(TERM)
