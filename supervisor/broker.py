@@ -32,8 +32,6 @@ METHOD_MAX: Final = 100
 UNRECORDED_EVERY_S: Final = 0.2  # an agent that tries on and on must not have us tell of nothing else
 RAISED_MAX: Final = 40_000  # characters of a message or a traceback
 LARGE_FIELDS: Final = ("argv", "claims", "context")  # of a denial: on record once, not kept for its repetitions
-# Of the signals of rules: whoever ends after one of these does so by itself.
-_NEVER_ENDS: Final = ("SIGSTOP", "SIGCONT")
 VIOLATION_FIELDS: Final = ("operation", "resource", "reason", "rule", "rule_name", "event_id", "on_violation")
 
 
@@ -188,8 +186,6 @@ class Broker:
                 if verdict.effect == "deny":
                     self._remember_denial(agent, act, verdict, record)
             elif isinstance(command, decide.Send):
-                if command.signal not in _NEVER_ENDS:
-                    agent.ended_by = agent.ended_by or "policy"
                 self._deliver(agent, AgentSignal[command.signal], "tree")
 
     def _refuse_unrecorded(self, agent: Agent, act: wire.Act, record: decide.Record) -> None:

@@ -28,6 +28,8 @@ from agentos.supervisor.hearings import Hearings, Within
 from agentos.supervisor.lineage import latest
 from agentos.supervisor.tasks import Tasks
 
+# Of the signals of rules: whoever ends after one of these does so by itself.
+_NEVER_ENDS: Final = frozenset({AgentSignal.SIGSTOP, AgentSignal.SIGCONT})
 _ENDED: Final = "ended"  # what is said of a delivery whose agent ended before it was confirmed
 _MEANT_TO_END: Final = frozenset({AgentSignal.SIGKILL, AgentSignal.SIGSTOP, AgentSignal.SIGTERM})  # nothing runs: done
 _COMMANDS_THE_END: Final = frozenset({AgentSignal.SIGTERM, AgentSignal.SIGKILL})
@@ -89,10 +91,10 @@ class Endings:
         data = {"signal": signal.name, "scope": scope, "sender": "kernel"}
         if not await self.hearings.before(agent, signal, data):
             self._send_now(agent, signal, scope)
-        elif agent.ended_by == "policy":
-            agent.ended_by = ""  # it goes on: however it ends, its policy did not end it
 
     def _send_now(self, agent: Agent, signal: AgentSignal, scope: str) -> None:
+        if signal not in _NEVER_ENDS and not agent.ended:  # what was vetoed has ended nothing
+            agent.ended_by = agent.ended_by or "policy"
         self.broker.note(agent, "signal_sent", {"signal": signal.name, "scope": scope, "sender": "kernel"})
         self._hold(agent, signal)
         self._tell(agent, wire.Deliver(next(self._ids), signal.value, scope))

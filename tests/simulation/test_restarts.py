@@ -139,6 +139,46 @@ def test_a_signal_that_nobody_commanded_is_a_failure_and_enforcement_is_none(wor
     world.run(story())
 
 
+@pytest.mark.parametrize(
+    ("signal", "vetoed", "ended_by"),
+    [("SIGSTOP", False, ""), ("SIGCONT", False, ""), ("SIGTERM", True, ""), ("SIGKILL", False, "policy")],
+)
+def test_only_what_was_sent_and_may_end_an_agent_is_said_to_have_ended_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, signal: str, vetoed: bool, ended_by: str
+) -> None:
+    async def before(*_: object) -> str:
+        return "a handler vetoed it" if vetoed else ""
+
+    async def story() -> None:
+        agent = await world.start("sent", Script(runs_s=60))
+        world.endings.send_soon(agent, AgentSignal[signal], "tree")
+        await asyncio.sleep(1)
+        assert agent.ended_by == ended_by
+
+    monkeypatch.setattr(world.endings.hearings, "concerns", lambda *_: True)
+    monkeypatch.setattr(world.endings.hearings, "before", before)
+    world.run(story())
+
+
+def test_a_veto_takes_nothing_back_of_what_another_rule_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an agent that its policy kills would count as one that failed, and would be started again."""
+
+    async def before(*_: object) -> str:
+        await asyncio.sleep(1)
+        return "a handler vetoed it"
+
+    async def story() -> None:
+        agent = await world.start("both", Script(runs_s=60), restart="always")
+        world.endings.send_soon(agent, AgentSignal.SIGTERM, "tree")
+        world.endings.send_soon(agent, AgentSignal.SIGKILL, "tree")
+        await asyncio.sleep(5)
+        assert (agent.ended_by, agent.successor) == ("policy", None)
+
+    monkeypatch.setattr(world.endings.hearings, "concerns", lambda _, signal: signal is AgentSignal.SIGTERM)
+    monkeypatch.setattr(world.endings.hearings, "before", before)
+    world.run(story())
+
+
 def test_success_is_restarted_by_always_alone(world: World) -> None:
     async def story() -> None:
         once = await world.start("once", FINE, restart="on-failure")

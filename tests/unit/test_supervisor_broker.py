@@ -135,20 +135,6 @@ def test_no_repetition_is_lost_when_two_identical_denials_become_durable_one_aft
     play(story, tmp_path)
 
 
-@pytest.mark.parametrize(("signal", "ended_by"), [("SIGSTOP", ""), ("SIGCONT", ""), ("SIGKILL", "policy")])
-def test_only_what_may_end_an_agent_is_said_to_have_ended_it(tmp_path: Path, signal: str, ended_by: str) -> None:
-    async def story(bench: Bench) -> None:
-        rule = {"action": "deny", "operation": "read", "resource": "*", "on_violation": signal}
-        policy = Policy.from_yaml(json.dumps({"name": "x", "rules": [rule]}))
-        bench.agent.policy = EffectivePolicy(policy, workspace="/")
-        bench.send(ACT)
-        await until(lambda: bool(bench.recorded("policy_violation")))
-        bench.recording.acknowledged(bench.recording.last_seq)
-        assert (bench.delivered, bench.agent.ended_by) == ([signal], ended_by)
-
-    play(story, tmp_path)
-
-
 def test_whatever_an_agent_sends_waits_while_the_recorder_is_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_what_a_client_only_waited_for_ends_when_it_hangs_up() -> None:
         door = control.Control(
             loop,
             on_call=lambda *_: None,
+            on_returned=lambda _: None,
             on_host_gone=lambda: None,
             agent_of=lambda _: "",
             on_refused=lambda _: None,

@@ -98,8 +98,8 @@ def test_who_cannot_be_identified_is_refused(tmp_path: Path, monkeypatch: pytest
     async def story() -> None:
         refused: list[dict[str, Any]] = []
         door = control.Control(
-            asyncio.get_running_loop(), on_call=lambda *_: None, on_host_gone=lambda: None, agent_of=lambda _: "",
-            on_refused=refused.append, on_nonsense=lambda _: None,
+            asyncio.get_running_loop(), on_call=lambda *_: None, on_returned=lambda _: None,
+            on_host_gone=lambda: None, agent_of=lambda _: "", on_refused=refused.append, on_nonsense=lambda _: None,
         )  # fmt: skip
         door.listen(str(tmp_path))
         monkeypatch.setattr(linux, "read_stat", no_descriptors)
