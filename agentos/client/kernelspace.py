@@ -267,7 +267,8 @@ class KernelSpace:
         Modules are asked in the order in which they were added. Where one does not agree, raises, takes longer than
         its `timeout` (30 s), or is gone with the host program, the result is withheld: who waits for it gets
         ResultWithheld.
-        Raises BadRequest for what has no such method, or was added already.
+        Raises BadRequest for what has no such method or was added already, and for a module beyond the hundredth;
+        KernelUnavailable when the kernel does not answer.
         """
         self._modules.add(module)
 
