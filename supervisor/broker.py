@@ -50,7 +50,7 @@ class Broker:
     ) -> None:
         self._loop = loop
         self._recording = recording
-        self._repeating = Repeating(recording)
+        self._repeating = Repeating(recording, self._on_fault)
         self._clock = clock
         self._moment_s, self._now = loop.time(), to_datetime(clock.wall_ns())
         self._held_up: dict[str, Agent] = {}  # not read while the recorder is behind

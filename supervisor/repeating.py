@@ -6,6 +6,9 @@ way does it all, or meets the same difficulty and says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from agentos import wire
 from agentos.actions import Action
 from agentos.errors import RecorderUnavailable
@@ -16,12 +19,15 @@ from agentos.supervisor.agents import Agent
 from agentos.supervisor.recording import Recording
 from agentos.supervisor.repeats import Repeat, verdict_mould
 
+_ACTS: Final = frozenset({wire.Act})
+
 
 class Repeating:
     """One per kernel."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, on_fault: Callable[[Agent, wire.Act, Exception], None]) -> None:
         self._recording = recording
+        self._on_fault = on_fault  # says so, and refuses the action
 
     def again(self, agent: Agent, data: bytes) -> bool:
         """Do what follows from an action whose bytes are those of an allowed one; False when `data` is not that."""
@@ -31,10 +37,13 @@ class Repeating:
         try:
             if repeat is None or agent.policy.settled(repeat.action, cwd=repeat.cwd) is not repeat.decision:
                 return False
-            if not self._perform(agent, act_id, repeat):
-                return False
         except Exception:  # the long way meets it again, and says so
             return False
+        try:
+            if not self._perform(agent, act_id, repeat):
+                return False
+        except Exception as error:  # not for the long way: the record may hold the action already
+            self._on_fault(agent, wire.decode_whole(data, _ACTS), error)
         agent.actions += 1
         return True
 

@@ -36,7 +36,7 @@ class TracedBroker(Broker):
     def __init__(self, trace: Trace, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._trace = trace
-        self._repeating = _LongWay(self._recording)
+        self._repeating = _LongWay(self._recording, self._on_fault)
         self._asked: dict[tuple[str, int], tuple[str, int]] = {}  # by agent and action: operation, and when
 
     def _take(self, agent: Agent, frame: Any) -> None:

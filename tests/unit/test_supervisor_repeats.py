@@ -12,6 +12,7 @@ import pytest
 from broker_bench import ACT, Bench, play, until
 
 from agentos import wire
+from agentos.mould import Mould
 from agentos.policies import EffectivePolicy, Pattern, Policy, Rule
 from agentos.supervisor import decide, repeats
 from agentos.supervisor.policy_source import parse_rule
@@ -161,6 +162,24 @@ def test_a_fault_of_ours_over_a_known_action_denies_it(tmp_path: Path) -> None:
         bench.be_faulty()
         (verdict,) = await ask(bench, ACT._replace(id=3))
         assert (verdict.id, verdict.effect, verdict.reason) == (3, "deny", decide.KERNEL_FAULT)
+        assert len(bench.recorded("kernel_fault")) == 1
+
+    play(story, tmp_path)
+
+
+def test_a_fault_of_ours_behind_the_record_denies_it_and_records_it_once(tmp_path: Path) -> None:
+    async def story(bench: Bench) -> None:
+        await ask(bench, ACT, ACT._replace(id=2))
+        real = bench.recording.append_cast
+
+        def append_cast(mould: Mould, number: int) -> int:
+            real(mould, number)
+            raise LookupError("ours")
+
+        bench.recording.append_cast = append_cast  # type: ignore[method-assign]
+        (verdict,) = await ask(bench, ACT._replace(id=3))
+        assert (verdict.id, verdict.effect, verdict.reason) == (3, "deny", decide.KERNEL_FAULT)
+        assert [event.data["action_id"] for event in bench.recorded("action_allowed")] == [1, 2, 3]
         assert len(bench.recorded("kernel_fault")) == 1
 
     play(story, tmp_path)
