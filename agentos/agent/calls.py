@@ -188,7 +188,7 @@ class AgentKernel:
     def get_agent(self, agent_id: str) -> AgentHandle:
         """Return a handle on this agent or a descendant: its status, state and clean-up. Synchronous."""
         arguments.agent_id("get_agent: agent_id", agent_id)
-        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self, self._query)
+        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self)
 
     @property
     def current_agent_id(self) -> str:

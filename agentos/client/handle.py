@@ -6,7 +6,7 @@ works wherever that works, in any thread and in any event loop.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +14,6 @@ from agentos.errors import ProtocolError, StateUnavailable
 from agentos.signals import AgentSignal
 from agentos.status import AgentStatus
 from agentos.values import unpack_value
-
-Query = Callable[[str, str], Awaitable[bytes | None]]  # agent id and what → for get_state the packed state
 
 
 class Client(Protocol):
@@ -26,6 +24,8 @@ class Client(Protocol):
     async def send_signal(self, agent_id: str, signal: AgentSignal) -> bool: ...
 
     async def wait_all(self, ids: Sequence[str]) -> list[Any]: ...
+
+    async def _query(self, agent_id: str, what: str) -> bytes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,6 @@ class AgentHandle:
     id: str
     name: str
     _client: Client = field(repr=False, compare=False)
-    _query: Query = field(repr=False, compare=False)
 
     def status(self) -> AgentStatus:
         """Return a snapshot. Synchronous. Raises UnknownAgent once the kernel has forgotten the agent."""
@@ -65,14 +64,14 @@ class AgentHandle:
         Returns when they have ended. Raises StateUnavailable for one that failed (the others ran), and when they take
         longer than 2 s; they go on then.
         """
-        await self._query(self.id, "cleanup")
+        await self._ask("cleanup")
 
     async def save_state(self) -> None:
         """Have the kernel hold what the agent saved last, or None: `get_state` returns it after the end, too.
 
         What `agentos.saved_state()` returns in the next life of an agent that is restarted. Raises StateUnavailable.
         """
-        await self._query(self.id, "save_state")
+        await self._ask("save_state")
 
     async def get_state(self) -> Any:
         """Return what the agent gave to `agentos.save_state` last, None when it saved nothing.
@@ -80,8 +79,12 @@ class AgentHandle:
         Of an agent that has ended: what it had saved. Raises StateUnavailable, for an ended agent that saved nothing
         and for an answer that is no value, too.
         """
-        packed = await self._query(self.id, "get_state")
+        packed = await self._ask("get_state")
         try:
             return unpack_value(packed or b"")
         except ProtocolError as error:
             raise StateUnavailable(f"get_state of {self.name} ({self.id}): its answer is {error}") from error
+
+    async def _ask(self, what: str) -> bytes | None:
+        """Look the question up in the client each time: a handle that travels into an agent gets that agent's."""
+        return await self._client._query(self.id, what)  # noqa: SLF001 - a handle is the clients' own

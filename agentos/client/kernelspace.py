@@ -244,7 +244,7 @@ class KernelSpace:
     def get_agent(self, agent_id: str) -> AgentHandle:
         """Return a handle on an agent: its status, signals, state and clean-up. Synchronous. Raises UnknownAgent."""
         arguments.agent_id("get_agent: agent_id", agent_id)
-        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self, self._query)
+        return AgentHandle(agent_id, self.get_agent_status(agent_id).name, self)
 
     @property
     def current_agent_id(self) -> str | None:

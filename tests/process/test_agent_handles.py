@@ -318,7 +318,7 @@ def test_an_agent_asks_itself_and_its_descendants_and_nobody_else(place: Arena, 
 def test_a_stranger_is_not_asked_for_an_agent_that_writes_the_call_itself(place: Arena) -> None:
     async def function(stranger: str) -> str:
         kernel: Any = KernelSpace()
-        handle = AgentHandle(stranger, "forged", kernel, kernel._query)
+        handle = AgentHandle(stranger, "forged", kernel)
         try:
             return str(await handle.get_state())
         except errors.NotPermitted as error:
