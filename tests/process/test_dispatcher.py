@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import recorded_by
 from world import HERE, directories, wait_until
 
 from agentos import AgentSignal, KernelSpace, Pattern, Policy, PolicyViolationError, SignalDispatcher, act
 from agentos.errors import AgentFailed, SignalQueueFull
-from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 
 HANDLER_LIMIT_S = 5.0  # what is promised: after it a signal is delivered
 TERM, USR1, USR2, ALRM = AgentSignal.SIGTERM, AgentSignal.SIGUSR1, AgentSignal.SIGUSR2, AgentSignal.SIGALRM
@@ -77,15 +75,6 @@ def got(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def events(kernel: KernelSpace, kind: str) -> list[AuditEvent]:
-    assert kernel._connection is not None
-    reader = RunReader(kernel._connection.run.state)
-    try:
-        return reader.select(Query(event_type=kind, limit=None, newest_first=False))
-    finally:
-        reader.close()
-
-
 def test_handlers_hear_a_signal_in_order_before_it_arrives_and_a_veto_keeps_it_away(
     kernel: KernelSpace, home: Path
 ) -> None:
@@ -116,12 +105,12 @@ def test_handlers_hear_a_signal_in_order_before_it_arrives_and_a_veto_keeps_it_a
     assert heard == [
         (agent_id, USR1, [], True), "second", (agent_id, USR1, ["SIGUSR1"], True), "second",
     ]  # fmt: skip
-    (veto,) = events(kernel, "signal_vetoed")
+    (veto,) = recorded_by(kernel, "signal_vetoed")
     assert veto.agent_id == agent_id
     assert veto.data["signal"] == "SIGUSR1"
     assert veto.data["sender"] == "host"
     assert veto.data["handler"].endswith("second")
-    assert [event.data["signal"] for event in events(kernel, "signal_sent")] == ["SIGUSR1", "SIGUSR2"]
+    assert [event.data["signal"] for event in recorded_by(kernel, "signal_sent")] == ["SIGUSR1", "SIGUSR2"]
 
 
 def test_an_exception_and_a_blocked_loop_are_on_record_and_the_signal_is_delivered(
@@ -155,12 +144,12 @@ def test_an_exception_and_a_blocked_loop_are_on_record_and_the_signal_is_deliver
     took_s = asyncio.run(main())
     wait_until(lambda: got(path) == ["SIGUSR1", "SIGUSR2"])
     assert took_s >= HANDLER_LIMIT_S * 0.9
-    raised, late = events(kernel, "signal_handler_failed")
+    raised, late = recorded_by(kernel, "signal_handler_failed")
     assert raised.data["reason"] == "raised"
     assert raised.data["error"] == "ValueError: not today"
     assert raised.data["handler"].endswith("broken")
     assert late.data["reason"] == "late"
-    assert events(kernel, "signal_vetoed") == []
+    assert recorded_by(kernel, "signal_vetoed") == []
 
 
 def test_commands_keep_their_order_behind_a_handler_and_kill_and_stop_do_not_wait(
@@ -202,7 +191,7 @@ def test_commands_keep_their_order_behind_a_handler_and_kill_and_stop_do_not_wai
         assert not await late
 
     asyncio.run(main())
-    assert [event.data["signal"] for event in events(kernel, "signal_sent")] == [
+    assert [event.data["signal"] for event in recorded_by(kernel, "signal_sent")] == [
         "SIGSTOP", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGKILL", "SIGUSR1",
     ]  # fmt: skip
 
@@ -239,9 +228,9 @@ def test_a_handler_may_act_on_its_agent_and_never_hears_what_it_sends(kernel: Ke
 
     assert asyncio.run(main()) < HANDLER_LIMIT_S
     assert heard == ["TERM", "USR1"]
-    sent = sorted(event.data["signal"] for event in events(kernel, "signal_sent"))
+    sent = sorted(event.data["signal"] for event in recorded_by(kernel, "signal_sent"))
     assert sent == ["SIGTERM", "SIGTERM", "SIGUSR1", "SIGUSR1", "SIGUSR2"]
-    assert events(kernel, "signal_handler_failed") == []
+    assert recorded_by(kernel, "signal_handler_failed") == []
 
 
 def test_stop_and_a_timeout_spare_the_agent_the_vetoed_signal_and_end_it_all_the_same(
@@ -273,7 +262,7 @@ def test_stop_and_a_timeout_spare_the_agent_the_vetoed_signal_and_end_it_all_the
         assert (await kernel._call("wait", {"id": program, "timeout_s": 60}))["ended_by"] == "timeout"
 
     asyncio.run(main())
-    assert [event.data["signal"] for event in events(kernel, "signal_vetoed")] == ["SIGCONT", "SIGTERM", "SIGALRM"]
+    assert [event.data["signal"] for event in recorded_by(kernel, "signal_vetoed")] == ["SIGCONT", "SIGTERM", "SIGALRM"]
     assert got(path) == ["SIGCONT"]
 
 
@@ -349,7 +338,7 @@ def test_a_loop_that_ended_hears_no_more_and_a_thread_of_ours_does(kernel: Kerne
     stuck.join(60)
     hang.set()
     wait_until(lambda: got(path) == ["SIGUSR2"])
-    assert [event.data["reason"] for event in events(kernel, "signal_handler_failed")] == ["late"]
+    assert [event.data["reason"] for event in recorded_by(kernel, "signal_handler_failed")] == ["late"]
 
 
 def test_in_order_means_one_at_a_time_from_all_threads_and_a_rule_s_signal_is_heard_too(
@@ -402,7 +391,7 @@ def test_in_order_means_one_at_a_time_from_all_threads_and_a_rule_s_signal_is_he
 
     try:
         assert asyncio.run(other.execute(curious)) == "goes on"
-        assert [event.data["sender"] for event in events(other, "signal_vetoed")] == ["kernel"]
+        assert [event.data["sender"] for event in recorded_by(other, "signal_vetoed")] == ["kernel"]
     finally:
         asyncio.run(other.shutdown())
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import recorded_by
 from world import wait_until
 
 from agentos import KernelSpace, Pattern, Policy, PolicyViolationError, act, errors
 from agentos.client import connection
 from agentos.policies import Rule
-from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 
 DB = Pattern(operation="read", resource="db/*")
 
@@ -53,18 +51,9 @@ async def parent() -> list[str]:
     return await kernel.execute("asker", "allow")  # type: ignore[no-any-return]
 
 
-def events(kernel: KernelSpace, kind: str) -> list[AuditEvent]:
-    assert kernel._connection is not None
-    reader = RunReader(kernel._connection.run.state)
-    try:
-        return reader.select(Query(event_type=kind, limit=None, newest_first=False))
-    finally:
-        reader.close()
-
-
 def refused(kernel: KernelSpace) -> set[str]:
     """Return the agents that were refused the database."""
-    return {event.agent_id for event in events(kernel, "policy_violation") if event.data["resource"] == "db/1"}
+    return {event.agent_id for event in recorded_by(kernel, "policy_violation") if event.data["resource"] == "db/1"}
 
 
 def test_a_running_agent_its_child_and_one_in_line_obey_a_rule_that_is_added(home: Path) -> None:
@@ -76,10 +65,10 @@ def test_a_running_agent_its_child_and_one_in_line_obey_a_rule_that_is_added(hom
         kernel.policy.add_rule(action="allow", pattern=DB, name="the database")
         first, second, waited = await kernel.wait_all([*ids, *line])
         assert (set(first), set(second), waited) == ({"deny", "allow"}, {"deny", "allow"}, ["allow"])
-        (changed,) = events(kernel, "policy_changed")
+        (changed,) = recorded_by(kernel, "policy_changed")
         assert (changed.data["old_hash"], changed.data["new_hash"]) == (old, kernel.policy.hash)
         assert changed.data["rule"]["name"] == "the database"
-        for event in (*events(kernel, "policy_violation"), *events(kernel, "action_allowed")):
+        for event in (*recorded_by(kernel, "policy_violation"), *recorded_by(kernel, "action_allowed")):
             if event.data["resource"] == "db/1":  # what was denied before it names the old policy, what was allowed
                 new = event.seq > changed.seq  # after it the new one, without exception
                 assert event.data["policy_hash"] == (kernel.policy.hash if new else old)
@@ -111,7 +100,7 @@ def test_what_was_allowed_is_denied_from_the_next_action_on_and_first_match_stil
 
 def allowed(kernel: KernelSpace) -> bool:
     started = kernel._connection is not None
-    return started and any(event.data["resource"] == "db/1" for event in events(kernel, "action_allowed"))
+    return started and any(event.data["resource"] == "db/1" for event in recorded_by(kernel, "action_allowed"))
 
 
 def test_what_a_rate_limit_counted_stays_counted(home: Path) -> None:
@@ -149,7 +138,7 @@ def test_what_a_program_and_its_kernel_go_by_is_one_reading_of_the_file(home: Pa
         known = kernel.policy.hash
         path.write_text(Policy("mine", default_action="allow").to_yaml())
         assert asyncio.run(kernel.execute("asker", "deny")) == ["deny"]
-        assert events(kernel, "kernel_started")[0].data["policy_hash"] == known
+        assert recorded_by(kernel, "kernel_started")[0].data["policy_hash"] == known
         kernel.policy.add_rule("allow", DB)
         assert asyncio.run(kernel.execute("asker", "allow")) == ["allow"]
 
@@ -163,7 +152,7 @@ def test_a_wrong_rule_changes_nothing_and_the_next_right_one_does(home: Path) ->
         assert kernel.policy.hash == before
         kernel.policy.add_rule("allow", DB)
         assert asyncio.run(kernel.execute("asker", "allow")) == ["allow"]
-        assert len(events(kernel, "policy_changed")) == 1
+        assert len(recorded_by(kernel, "policy_changed")) == 1
 
 
 def test_a_name_or_a_file_that_holds_no_policy_is_said_where_it_is_asked_for(home: Path) -> None:
@@ -217,7 +206,7 @@ def test_when_one_kernel_hangs_the_other_takes_the_rule_back_and_so_does_it_once
 
 
 def changes(kernel: KernelSpace) -> list[str]:
-    return [event.data["change"] for event in events(kernel, "policy_changed")]
+    return [event.data["change"] for event in recorded_by(kernel, "policy_changed")]
 
 
 def test_a_recorder_that_died_delays_a_rule_and_loses_none(home: Path) -> None:

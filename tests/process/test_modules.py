@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import recorded_by
 from world import directories, wait_until
 
 from agentos import AgentFailed, KernelSpace
 from agentos.client.modules import MODULES_MAX
 from agentos.errors import BadRequest, ResultWithheld
-from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 
 
 @pytest.fixture
@@ -38,15 +36,6 @@ def echo(value: Any) -> Any:
     if value == "fails":
         raise ValueError(value)
     return value
-
-
-def events(kernel: KernelSpace, kind: str) -> list[AuditEvent]:
-    assert kernel._connection is not None
-    reader = RunReader(kernel._connection.run.state)
-    try:
-        return reader.select(Query(event_type=kind, limit=None, newest_first=False))
-    finally:
-        reader.close()
 
 
 class Judge:
@@ -90,8 +79,11 @@ def test_a_result_is_released_once_all_modules_agreed_and_is_verified_once(kerne
     agent_id = asyncio.run(main())
     assert [(name, result) for _, name, result in first.seen] == [("echo", 1), ("echo", value)]
     assert second.seen == [(agent_id, "echo", value, True)]
-    assert [event.data["modules"] for event in events(kernel, "result_verified")] == [["Judge"], ["Judge", "plain"]]
-    assert events(kernel, "result_withheld") == []
+    assert [event.data["modules"] for event in recorded_by(kernel, "result_verified")] == [
+        ["Judge"],
+        ["Judge", "plain"],
+    ]
+    assert recorded_by(kernel, "result_withheld") == []
 
 
 def refuses(value: Any) -> Any:
@@ -126,9 +118,9 @@ def test_what_is_not_verified_is_given_to_nobody(kernel: KernelSpace) -> None:
     asyncio.run(main())
     assert len(judge.seen) == len(NOT_VERIFIED)
     assert never.seen == []
-    withheld = [event.data for event in events(kernel, "result_withheld")]
+    withheld = [event.data for event in recorded_by(kernel, "result_withheld")]
     assert withheld == [{"module": "Judge", "reason": reason} for _, reason in NOT_VERIFIED]
-    assert events(kernel, "result_verified") == []
+    assert recorded_by(kernel, "result_verified") == []
 
 
 def test_a_module_that_hangs_withholds_after_its_time_also_from_a_parent_agent(kernel: KernelSpace) -> None:

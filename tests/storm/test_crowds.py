@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from crowd import Crowd, crowd, descendants, events_in, policy, pss_bytes, resident_bytes, say
+from crowd import Crowd, crowd, descendants, policy, pss_bytes, resident_bytes, say
+from records import recorded
 from workers import is_denied, name_of, tenant_of
 from world import state_of
 
@@ -50,7 +51,7 @@ def test_of_many_agents_that_act_at_once_every_action_is_decided_rightly_and_rec
         for worker, row in enumerate(rows):
             assert denied[worker] == [n for n in range(ACTIONS) if is_denied(tenant_of(worker, n, RULES))]
             assert row["state"] == "terminated"
-    record = events_in(run.state)
+    record = recorded(run.state)
     assert [one.seq for one in record] == list(range(1, len(record) + 1))
     assert [one.data for one in record if one.event_type == "kernel_fault"] == []
     assert sum(len(numbers) for numbers in denied) > WORKERS * ACTIONS // 20

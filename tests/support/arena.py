@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 import pytest
 from attackers import NOTES, bystander
+from records import recorded
 from world import wait_until
 
 from agentos import KernelSpace, errors
 from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 
 
 class Waits(NamedTuple):
@@ -71,12 +70,7 @@ class Arena:
 
     def events(self, kind: str = "", agent_id: str = "") -> list[AuditEvent]:
         """Return what is on record, of one type or of one agent."""
-        reader = RunReader(self.state_dir)
-        wanted = Query(event_type=kind or None, agent_id=agent_id or None, limit=None, newest_first=False)
-        try:
-            return reader.select(wanted)
-        finally:
-            reader.close()
+        return recorded(self.state_dir, kind, agent_id)
 
     def kernel_bytes(self) -> int:
         """Return the resident memory of the kernel process."""

@@ -14,9 +14,6 @@ from workers import idle, is_denied, work
 
 from agentos import KernelSpace
 from agentos.policies import Pattern, Policy, Rule
-from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 from agentos.runs import Run
 
 
@@ -49,15 +46,6 @@ class Crowd:
         """Where it keeps its record, and what else it has while it lives."""
         assert self.kernel._connection is not None
         return self.kernel._connection.run
-
-
-def events_in(state_dir: Path) -> list[AuditEvent]:
-    """Return everything on record of a run, oldest first."""
-    reader = RunReader(state_dir)
-    try:
-        return reader.select(Query(limit=None, newest_first=False))
-    finally:
-        reader.close()
 
 
 @contextmanager

@@ -1,12 +1,15 @@
-"""Makers of audit events and of runs on disk, for tests of the recorder."""
+"""Makers of audit events and of runs on disk, for tests of the recorder; and what is on record of a run, for all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from agentos import KernelSpace
 from agentos.recorder.event import AuditEvent
 from agentos.recorder.journal import JournalWriter
+from agentos.recorder.query import Query
+from agentos.recorder.reader import RunReader
 from agentos.recorder.recover import JOURNAL
 from agentos.recorder.storage.sqlite import SqliteStorage
 
@@ -25,6 +28,22 @@ def event(seq: int, run_id: str = RUN, **fields: Any) -> AuditEvent:
 
 def events(count: int, first: int = 1, run_id: str = RUN) -> list[AuditEvent]:
     return [event(seq, run_id) for seq in range(first, first + count)]
+
+
+def recorded(run_dir: Path, kind: str = "", agent_id: str = "") -> list[AuditEvent]:
+    """Return what is on record of a run, all of it, of one type or of one agent, oldest first."""
+    reader = RunReader(run_dir)
+    wanted = Query(event_type=kind or None, agent_id=agent_id or None, limit=None, newest_first=False)
+    try:
+        return reader.select(wanted)
+    finally:
+        reader.close()
+
+
+def recorded_by(kernel: KernelSpace, kind: str = "") -> list[AuditEvent]:
+    """Return what is on record of the run that this kernel has now."""
+    assert kernel._connection is not None
+    return recorded(kernel._connection.run.state, kind)
 
 
 class RunOnDisk:

@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from records import recorded
+
 from agentos.client.link import connect
 from agentos.recorder.event import AuditEvent
-from agentos.recorder.query import Query
-from agentos.recorder.reader import RunReader
 from agentos.runs import locate
 
 HERE = Path(__file__).parent
@@ -125,11 +125,7 @@ class Host:
 
     def events(self, kind: str = "") -> list[AuditEvent]:
         """Return what is on record of this run, of one type or all, oldest first."""
-        reader = RunReader(self.base / "state" / "runs" / self.facts["run"])
-        try:
-            return reader.select(Query(event_type=kind or None, limit=None, newest_first=False))
-        finally:
-            reader.close()
+        return recorded(self.base / "state" / "runs" / self.facts["run"], kind)
 
     def _read(self) -> Any:
         assert self.process.stdout is not None
